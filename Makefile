@@ -1,0 +1,49 @@
+# Every target works on a fresh machine with Python (3.10 or newer, with venv) and a C++ compiler, and needs no other
+# command before it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := setup.py pyproject.toml requirements-dev.txt $(shell find csrc kernels -name '*.cpp' -o -name '*.h')
+CXX_FILES := $(shell find csrc kernels -name '*.cpp' -o -name '*.h')
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench clean
+
+help:  ## Say what the targets do
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
+
+install: $(STAMP)  ## Create .venv with the package, built in place, and everything to develop it
+
+$(STAMP): $(SOURCES)
+	@echo "Installing into $(VENV): PyTorch, the package with its C++ kernels, and the tools (a few minutes)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## Cure a network of a spurious correlation: decoy digits, with and without a prior (seconds, once installed)
+	$(BIN)/xattr-cuda demo
+
+test: $(STAMP)  ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## Check style and types: ruff, clang-format, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/mypy -p xattr_cuda
+	cd kernels && MYPYPATH=. ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache/kernels -p reference
+
+format: $(STAMP)  ## Rewrite the sources in the project's style
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+bench: $(STAMP)  ## Time a training step against plain PyTorch and double backward, then every operator
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python -m pytest benchmarks/operators.py --benchmark-only --benchmark-columns=median,iqr,rounds
+
+clean:  ## Remove what was built, and the environment
+	rm -rf $(VENV) build dist *.egg-info xattr_cuda/*.so

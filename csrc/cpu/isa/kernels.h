@@ -1,0 +1,35 @@
+// The vector code, compiled once for each instruction set and chosen when it runs.
+#pragma once
+
+#include <c10/core/ScalarType.h>
+
+#include <cstdint>
+#include <string>
+
+namespace xattr {
+
+// The element-wise kernels at one dtype. `slope` may be null; sizes and ranges as in kernels/cpu.
+struct Elementwise {
+  void (*relu_mask)(
+      const void* z, const void* slope, bool by_column, void* h, int32_t* bits, int64_t n, int64_t begin, int64_t end);
+  void (*add_relu_mask)(
+      const void* a, const void* b, const void* slope, bool by_column, void* h, int32_t* bits, int64_t n, int64_t begin,
+      int64_t end);
+  void (*mask_mul)(
+      const void* t, const int32_t* bits, const void* slope, bool by_column, void* out, int64_t n, int64_t begin,
+      int64_t end);
+};
+
+// The kernels of the fastest instruction set that was built and that the processor has.
+const Elementwise& elementwise(c10::ScalarType dtype);
+
+// Writes the transpose of src, a matrix of rows x columns, to dst. Leading dimensions in elements.
+using Transpose = void (*)(const float* src, int64_t ld_src, float* dst, int64_t ld_dst, int64_t rows, int64_t columns);
+
+// The transpose of that instruction set.
+Transpose transpose();
+
+// Its name: AVX512, AVX2 or DEFAULT.
+std::string instruction_set();
+
+}  // namespace xattr

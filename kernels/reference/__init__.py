@@ -1,0 +1,19 @@
+"""The specification of every operator in pure PyTorch: one file an operator, differentiable, any device, any dtype."""
+
+from .add_relu_mask import add_relu_mask
+from .dual_weight_grad import dual_weight_grad
+from .gini import gini
+from .linear_relu_mask import linear_relu_mask
+from .mask_mul import mask_mul
+from .matmul_mask import matmul_mask
+from .relu_mask import relu_mask
+
+__all__ = [
+    "add_relu_mask",
+    "dual_weight_grad",
+    "gini",
+    "linear_relu_mask",
+    "mask_mul",
+    "matmul_mask",
+    "relu_mask",
+]

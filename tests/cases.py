@@ -1,0 +1,245 @@
+"""Shapes and sample inputs that the tests and the benchmarks share. Random values come from torch's own generator."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Network(NamedTuple):
+    """A perceptron and the batch that it is timed on."""
+
+    widths: list[int]
+    batch: int
+
+
+PAPER = Network([118, 512, 128, 32, 1], batch=100)
+NETWORKS = {
+    "paper": PAPER,
+    "paper-512": PAPER._replace(batch=512),
+    "image-1": Network([784, 1024, 1024, 1024, 1], batch=2048),
+    "image-10": Network([784, 1024, 1024, 1024, 10], batch=2048),
+    "narrow": Network([64, 64, 64, 64, 1], batch=8192),
+}
+
+SHAPES = ((1,), (33,), (1, 1), (3, 31), (2, 32), (5, 33), (4, 70), (2, 3, 40), (0, 33), (3, 0))
+"""[..., N] of the elementwise operators: around the word of 32 bits, ragged, one to three dimensions, and empty."""
+
+SLOPES = ("no slope", "one slope", "slopes")
+
+
+class Sample(NamedTuple):
+    """One call of an operator."""
+
+    name: str
+    args: tuple[Any, ...]
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """Pack a boolean mask [..., N] into int32 [..., ceil(N / 32)] with numpy, independently of the package."""
+    rows = np.packbits(mask.cpu().numpy(), axis=-1, bitorder="little")  # [..., ceil(N / 8)]
+    words = (mask.shape[-1] + 31) // 32
+    rows = np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, 4 * words - rows.shape[-1])])
+    return torch.from_numpy(np.ascontiguousarray(rows).view("<i4").copy()).to(mask.device)
+
+
+def unpack_bits(bits: Tensor, elements: int) -> Tensor:
+    """Inverse of `pack_bits`: bool [..., N]."""
+    rows = np.ascontiguousarray(bits.cpu().numpy()).view(np.uint8)
+    unpacked = np.unpackbits(rows, axis=-1, bitorder="little", count=elements)
+    return torch.from_numpy(unpacked).to(bits.device, torch.bool)
+
+
+def _random(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64).to(device, dtype)
+
+
+def _tied(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    """Multiples of 1/4 with many ties and zeros, some of them negative: small products of them are exact."""
+    return (torch.randn(shape, dtype=torch.float64) * 3).round().div(4).clamp(-2, 2).to(device, dtype)
+
+
+def _transposed(t: Tensor) -> Tensor:
+    return t.mT.contiguous().mT if t.dim() > 1 else t
+
+
+def _sliced(t: Tensor) -> Tensor:
+    return torch.stack([t, t + 1], -1).flatten(-2)[..., ::2]
+
+
+def _expanded(t: Tensor) -> Tensor:
+    return t[:1].expand(t.shape) if t.dim() > 1 else t
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": _transposed,
+    "sliced": _sliced,
+    "expanded": _expanded,
+}
+
+
+def _slope(kind: str, n: int, dtype: torch.dtype, device: str) -> Tensor | None:
+    if kind == "no slope":
+        return None
+    return torch.linspace(0.125, 0.875, 1 if kind == "one slope" else n, dtype=torch.float64).to(device, dtype)
+
+
+def _bits(shape: tuple[int, ...], device: str) -> Tensor:
+    return pack_bits(torch.rand(shape) > 0.5).to(device)
+
+
+Values = Callable[[tuple[int, ...], torch.dtype, str], Tensor]
+
+
+def _variants(shapes: Any) -> Iterator[tuple[str, Any, str, Values, Callable[[Tensor], Tensor]]]:
+    """(name, shape, kind of slope, values, layout): every shape x slope, and the last ragged one in every layout."""
+    for shape in shapes:
+        for slope in SLOPES:
+            yield f"{shape}, {slope}", shape, slope, _random, lambda t: t
+            yield f"{shape}, {slope}, ties", shape, slope, _tied, lambda t: t
+    for layout, rearrange in LAYOUTS.items():
+        for slope in SLOPES:
+            yield f"{shapes[5]}, {slope}, {layout}", shapes[5], slope, _random, rearrange
+
+
+def _relu_mask(dtype: torch.dtype, device: str) -> Iterator[Sample]:
+    for name, shape, slope, values, layout in _variants(SHAPES):
+        yield Sample(name, (layout(values(shape, dtype, device)), _slope(slope, shape[-1], dtype, device)))
+
+
+def _add_relu_mask(dtype: torch.dtype, device: str) -> Iterator[Sample]:
+    for name, shape, slope, values, layout in _variants(SHAPES):
+        a, b = values(shape, dtype, device), values(shape, dtype, device)
+        yield Sample(name, (layout(a), b, _slope(slope, shape[-1], dtype, device)))
+
+
+def _mask_mul(dtype: torch.dtype, device: str) -> Iterator[Sample]:
+    for name, shape, slope, values, layout in _variants(SHAPES):
+        bits = _sliced(_bits(shape, device)) if layout is _sliced else _bits(shape, device)
+        yield Sample(name, (layout(values(shape, dtype, device)), bits, _slope(slope, shape[-1], dtype, device)))
+
+
+PRODUCTS = (
+    ((), 5, 33),
+    ((1,), 1, 1),
+    ((3,), 4, 31),
+    ((2,), 33, 32),
+    ((2, 3), 7, 40),
+    ((17,), 19, 70),
+    ((70,), 118, 33),
+    ((0,), 4, 33),
+    ((3,), 0, 5),
+    ((3,), 4, 0),
+)
+"""(leading dimensions, K, N) of the matrix products."""
+
+
+def _linear_relu_mask(dtype: torch.dtype, device: str) -> Iterator[Sample]:
+    for name, (rows, k, n), slope, values, layout in _variants(PRODUCTS):
+        x, weight = values((*rows, k), dtype, device), values((n, k), dtype, device)
+        yield Sample(name, (layout(x), layout(weight), _slope(slope, n, dtype, device)))
+
+
+def _matmul_mask(dtype: torch.dtype, device: str) -> Iterator[Sample]:
+    for name, (rows, k, n), slope, values, layout in _variants(PRODUCTS):
+        t, matrix, bits = values((*rows, k), dtype, device), values((k, n), dtype, device), _bits((*rows, n), device)
+        yield Sample(name, (layout(t), layout(matrix), bits, _slope(slope, n, dtype, device)))
+
+
+def _dual_weight_grad(dtype: torch.dtype, device: str) -> Iterator[Sample]:
+    for rows, k, n in PRODUCTS[1:]:
+        for values in (_random, _tied):
+            args = [values((*rows, width), dtype, device) for width in (n, k, n, k)]
+            yield Sample(f"{rows} rows, {n} by {k}, {values.__name__[1:]}", tuple(args))
+            yield Sample(f"{rows} rows, {n} by {k}, {values.__name__[1:]}, one pair", (*args[:2], None, None))
+    for name, layout in LAYOUTS.items():
+        args = [_random((17, width), dtype, device) for width in (70, 19, 70, 19)]
+        yield Sample(name, (layout(args[0]), args[1], args[2], layout(args[3])))
+        yield Sample(f"all {name}", tuple(layout(t) for t in args))
+    args = [
+        _random((*rows, width), dtype, device) for rows, width in (((17,), 5), ((17,), 4), ((2, 3), 5), ((2, 3), 4))
+    ]
+    yield Sample("pairs with other leading dimensions", tuple(args))
+
+
+def _gini(dtype: torch.dtype, device: str) -> Iterator[Sample]:
+    for n in (0, 1, 2, 31, 118, 1000):
+        for values in (_random, _tied):
+            yield Sample(f"{n}, {values.__name__[1:]}", (values((n,), dtype, device).abs(),))
+    a = _random((118,), dtype, device).abs()
+    yield Sample("sliced", (_sliced(a),))
+    yield Sample("expanded", (a[:1].expand(118),))
+    yield Sample("zeros", (torch.zeros_like(a),))
+
+
+SAMPLES: dict[str, Callable[[torch.dtype, str], Iterator[Sample]]] = {
+    "relu_mask": _relu_mask,
+    "mask_mul": _mask_mul,
+    "add_relu_mask": _add_relu_mask,
+    "linear_relu_mask": _linear_relu_mask,
+    "matmul_mask": _matmul_mask,
+    "dual_weight_grad": _dual_weight_grad,
+    "gini": _gini,
+}
+
+
+def sample_inputs(op: str, dtype: torch.dtype, device: str = "cpu") -> list[Sample]:
+    """Calls of an operator with finite arguments: every shape, slope and layout that it must serve."""
+    return list(SAMPLES[op](dtype, device))
+
+
+def non_finite(shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> Tensor:
+    """Values among which every special one occurs, in random places where there is room."""
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.5, -1.5], dtype=dtype)
+    count = torch.Size(shape).numel()
+    return special.repeat(count // len(special) + 1)[torch.randperm(count)].view(shape).to(device)
+
+
+def _activate(z: Tensor, slope: Tensor | None) -> Tensor:
+    return F.relu(z) if slope is None else torch.where(z > 0, z, slope * z)
+
+
+def _select(t: Tensor, bits: Tensor, slope: Tensor | None) -> Tensor:
+    mask = unpack_bits(bits, t.shape[-1])
+    return torch.where(mask, t, torch.zeros_like(t) if slope is None else slope * t)
+
+
+def _pairwise_gini(a: Tensor) -> Tensor:
+    if not a.any():
+        return 0 * a.sum()
+    return (a[:, None] - a[None, :]).abs().mean() / (2 * a.mean())
+
+
+def _weight_gradient(delta: Tensor, h: Tensor, g: Tensor | None, v: Tensor | None) -> Tensor:
+    gradient = delta.flatten(0, -2).T @ h.flatten(0, -2)
+    return gradient if g is None or v is None else gradient + g.flatten(0, -2).T @ v.flatten(0, -2)
+
+
+DEFINITIONS: dict[str, Callable[..., Tensor]] = {
+    "relu_mask": _activate,
+    "mask_mul": _select,
+    "add_relu_mask": lambda a, b, slope: _activate(a + b, slope),
+    "linear_relu_mask": lambda x, weight, slope: _activate(F.linear(x, weight), slope),
+    "matmul_mask": lambda t, matrix, bits, slope: _select(t @ matrix, bits, slope),
+    "dual_weight_grad": _weight_gradient,
+    "gini": _pairwise_gini,
+}
+"""The floating result of every operator by plain PyTorch operations: the truth in float64, the yardstick elsewhere."""
+
+
+PRE_ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
+    "relu_mask": lambda z, slope: z,
+    "add_relu_mask": lambda a, b, slope: a + b,
+    "linear_relu_mask": lambda x, weight, slope: F.linear(x, weight),
+}
+"""The tensor whose sign the mask holds, for the operators that return one."""
+
+
+def cast(args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    """The arguments with every floating tensor in another dtype."""
+    return tuple(t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in args)

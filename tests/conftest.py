@@ -1,0 +1,62 @@
+"""Seeds and back ends for every test."""
+
+import random
+import zlib
+from collections.abc import Iterator
+
+import hypothesis
+import hypothesis.core
+import pytest
+import torch
+
+import xattr_cuda as xa
+
+BACKENDS = {"reference": "cpu", "cpu": "cpu"}  # back end: the device that its tests run on
+
+hypothesis.settings.register_profile(
+    "xattr",
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("xattr")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=None, help="seed of all random inputs; fresh if left out")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed is None:
+        config.option.seed = random.SystemRandom().randrange(2**31)
+    hypothesis.core.global_force_seed = config.option.seed
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return (
+        f"inputs drawn from --seed {config.option.seed}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
+
+
+@pytest.fixture(autouse=True)
+def seed(request: pytest.FixtureRequest) -> int:
+    """Seeds torch for one test, from the session's seed and the test's name; returns the seed."""
+    value = (request.config.option.seed + zlib.crc32(request.node.nodeid.encode())) % 2**31
+    torch.manual_seed(value)
+    return value
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every back end in turn, in force during the test; skipped with the reason where it cannot run."""
+    if reason := xa.ops.unavailable(request.param):
+        pytest.skip(reason)
+    with xa.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def device(backend: str) -> str:
+    """The device of the back end in force."""
+    return BACKENDS[backend]

@@ -1,0 +1,69 @@
+"""Which implementation of the operators runs: the one choice, made in one place.
+
+`auto` leaves the choice to PyTorch's dispatcher: the fastest kernel that the tensors' device has, the reference where
+there is none. A named back end is forced and refused with a reason where it cannot run.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .library import checked_reference, extension, extension_missing
+from .schemas import NAMESPACE, SCHEMAS
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+
+_dispatched = {name: getattr(getattr(torch.ops, NAMESPACE), name).default for name in SCHEMAS}
+_reference = {name: checked_reference(name) for name in SCHEMAS}
+
+# One choice for the process, as torch.backends has it: torch.compile guards on a global, not on a ContextVar.
+_active = "auto"
+
+
+def unavailable(backend: str) -> str:
+    """Why a back end cannot run here, and what to do about it; empty if it can."""
+    if backend not in BACKENDS:
+        return f"there is no back end {backend!r}; choose one of {', '.join(BACKENDS)}"
+    if backend == "cpu" and extension is None:
+        return f"the C++ extension is {extension_missing}; install a C++ compiler and reinstall without NO_EXT"
+    if backend in ("triton", "cuda"):
+        return "this version has no GPU kernels yet; GPU tensors run on the reference"
+    return ""
+
+
+def active() -> str:
+    """The name of the back end in force: `auto` or one of BACKENDS."""
+    return _active
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Force a back end inside a `with` block.
+
+    name: `reference` (pure PyTorch, any device), `cpu` (the C++ kernels), `triton`, `cuda`, or `auto`, the default:
+    the fastest that the tensors' device has. The choice holds for all threads of the process. A backward pass runs on
+    the back end of its forward pass.
+    Raises RuntimeError, with what to do, where the back end cannot run.
+    """
+    if name != "auto" and (reason := unavailable(name)):
+        raise RuntimeError(f"back end {name!r} cannot run: {reason}")
+    global _active
+    before, _active = _active, name
+    try:
+        yield
+    finally:
+        _active = before
+
+
+def check_device(device: torch.device) -> None:
+    """Raise RuntimeError where the back end in force does not run on `device`."""
+    name = _active
+    if name == "cpu" and device.type != "cpu":
+        raise RuntimeError(f"back end 'cpu' was forced, but the tensors are on {device}; move them or use 'reference'")
+
+
+def implementation(name: str) -> Callable[..., Any]:
+    """The function that runs operator `name` on the back end in force."""
+    return (_reference if _active == "reference" else _dispatched)[name]

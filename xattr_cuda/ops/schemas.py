@@ -1,0 +1,13 @@
+"""The list of operators: name and schema, in the namespace `xattr`. Registration, tests and benchmarks all read it."""
+
+NAMESPACE = "xattr"
+
+SCHEMAS: dict[str, str] = {
+    "relu_mask": "(Tensor z, Tensor? slope=None) -> (Tensor h, Tensor bits)",
+    "mask_mul": "(Tensor t, Tensor bits, Tensor? slope=None) -> Tensor",
+    "add_relu_mask": "(Tensor a, Tensor b, Tensor? slope=None) -> (Tensor h, Tensor bits)",
+    "linear_relu_mask": "(Tensor x, Tensor weight, Tensor? slope=None) -> (Tensor h, Tensor bits)",
+    "matmul_mask": "(Tensor t, Tensor matrix, Tensor? bits=None, Tensor? slope=None) -> Tensor",
+    "dual_weight_grad": "(Tensor delta, Tensor h, Tensor? g=None, Tensor? v=None) -> Tensor",
+    "gini": "(Tensor a) -> (Tensor value, Tensor gradient)",
+}

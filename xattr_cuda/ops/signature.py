@@ -1,0 +1,147 @@
+"""What each operator accepts and what it returns: the checks, and the shapes and dtypes of the results.
+
+One function an operator: it validates the arguments and returns a `Spec` for each result. The fake (meta) kernels
+allocate from it and the reference is guarded by it. The C++ kernels make the same checks in `csrc/checks.h`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..kernels.reference.bits import words
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Spec(NamedTuple):
+    """Shape and dtype of a result."""
+
+    shape: Sequence[int]
+    dtype: torch.dtype
+
+
+def _require(condition: bool, op: str, message: str) -> None:
+    if not condition:
+        raise ValueError(f"xattr::{op}: {message}")
+
+
+def _check_values(op: str, **tensors: Tensor) -> None:
+    """Floating, at least one dimension, one dtype and one device."""
+    first_name, first = next(iter(tensors.items()))
+    for name, t in tensors.items():
+        _require(t.dtype in DTYPES, op, f"`{name}` has dtype {t.dtype}; wanted fp32, fp64, bf16 or fp16")
+        _require(t.dim() >= 1, op, f"`{name}` is a scalar; wanted at least one dimension")
+        same = t.dtype == first.dtype and t.device == first.device
+        _require(
+            same,
+            op,
+            f"`{name}` is {t.dtype} on {t.device}, `{first_name}` is {first.dtype} on {first.device}; "
+            "wanted one dtype and one device",
+        )
+
+
+def _check_slope(op: str, slope: Tensor | None, t: Tensor, n: int) -> None:
+    if slope is not None:
+        _require(
+            slope.dim() == 1 and slope.shape[0] in (1, n),
+            op,
+            f"`slope` has shape {list(slope.shape)}; wanted [1] or [{n}]",
+        )
+        _require(
+            slope.dtype == t.dtype and slope.device == t.device,
+            op,
+            f"`slope` is {slope.dtype} on {slope.device}; wanted {t.dtype} on {t.device}",
+        )
+
+
+def _check_bits(op: str, bits: Tensor, shape: Sequence[int], device: torch.device) -> None:
+    wanted = [*shape[:-1], words(shape[-1])]
+    _require(
+        list(bits.shape) == wanted and bits.dtype == torch.int32 and bits.device == device,
+        op,
+        f"`bits` is {bits.dtype} {list(bits.shape)} on {bits.device}; wanted torch.int32 {wanted} on {device}",
+    )
+
+
+def _bits_of(shape: Sequence[int]) -> Spec:
+    return Spec([*shape[:-1], words(shape[-1])], torch.int32)
+
+
+def relu_mask(z: Tensor, slope: Tensor | None = None) -> list[Spec]:
+    _check_values("relu_mask", z=z)
+    _check_slope("relu_mask", slope, z, z.shape[-1])
+    return [Spec(z.shape, z.dtype), _bits_of(z.shape)]
+
+
+def mask_mul(t: Tensor, bits: Tensor, slope: Tensor | None = None) -> list[Spec]:
+    _check_values("mask_mul", t=t)
+    _check_bits("mask_mul", bits, t.shape, t.device)
+    _check_slope("mask_mul", slope, t, t.shape[-1])
+    return [Spec(t.shape, t.dtype)]
+
+
+def add_relu_mask(a: Tensor, b: Tensor, slope: Tensor | None = None) -> list[Spec]:
+    _check_values("add_relu_mask", a=a, b=b)
+    _require(
+        a.shape == b.shape,
+        "add_relu_mask",
+        f"`a` has shape {list(a.shape)} and `b` {list(b.shape)}; wanted one shape (expand the smaller first)",
+    )
+    _check_slope("add_relu_mask", slope, a, a.shape[-1])
+    return [Spec(a.shape, a.dtype), _bits_of(a.shape)]
+
+
+def linear_relu_mask(x: Tensor, weight: Tensor, slope: Tensor | None = None) -> list[Spec]:
+    _check_values("linear_relu_mask", x=x, weight=weight)
+    _require(
+        weight.dim() == 2 and weight.shape[1] == x.shape[-1],
+        "linear_relu_mask",
+        f"`weight` has shape {list(weight.shape)}; wanted [N, {x.shape[-1]}] for `x` of shape {list(x.shape)}",
+    )
+    _check_slope("linear_relu_mask", slope, x, weight.shape[0])
+    shape = [*x.shape[:-1], weight.shape[0]]
+    return [Spec(shape, x.dtype), _bits_of(shape)]
+
+
+def matmul_mask(t: Tensor, matrix: Tensor, bits: Tensor | None = None, slope: Tensor | None = None) -> list[Spec]:
+    _check_values("matmul_mask", t=t, matrix=matrix)
+    _require(
+        matrix.dim() == 2 and matrix.shape[0] == t.shape[-1],
+        "matmul_mask",
+        f"`matrix` has shape {list(matrix.shape)}; wanted [{t.shape[-1]}, N] for `t` of shape {list(t.shape)}",
+    )
+    shape = [*t.shape[:-1], matrix.shape[1]]
+    if bits is not None:
+        _check_bits("matmul_mask", bits, shape, t.device)
+    _require(bits is not None or slope is None, "matmul_mask", "`slope` was given without `bits`; give both or neither")
+    _check_slope("matmul_mask", slope, t, matrix.shape[1])
+    return [Spec(shape, t.dtype)]
+
+
+def _check_pair(left_name: str, left: Tensor, right_name: str, right: Tensor) -> None:
+    _require(
+        left.dim() >= 2 and left.shape[:-1] == right.shape[:-1],
+        "dual_weight_grad",
+        f"`{left_name}` has shape {list(left.shape)} and `{right_name}` {list(right.shape)}; "
+        "wanted [..., N] and [..., K] with the same leading dimensions",
+    )
+
+
+def dual_weight_grad(delta: Tensor, h: Tensor, g: Tensor | None = None, v: Tensor | None = None) -> list[Spec]:
+    _check_values("dual_weight_grad", delta=delta, h=h)
+    _check_pair("delta", delta, "h", h)
+    _require((g is None) == (v is None), "dual_weight_grad", "`g` and `v` are one pair; give both or neither")
+    if g is not None and v is not None:
+        _check_values("dual_weight_grad", delta=delta, g=g, v=v)
+        _check_pair("g", g, "v", v)
+        ends, wanted = [g.shape[-1], v.shape[-1]], [delta.shape[-1], h.shape[-1]]
+        _require(ends == wanted, "dual_weight_grad", f"the pairs end in {wanted} and {ends}; wanted the same [N, K]")
+    return [Spec([delta.shape[-1], h.shape[-1]], delta.dtype)]
+
+
+def gini(a: Tensor) -> list[Spec]:
+    _check_values("gini", a=a)
+    _require(a.dim() == 1, "gini", f"`a` has shape {list(a.shape)}; wanted a vector [n] (flatten it first)")
+    return [Spec([], a.dtype), Spec(a.shape, a.dtype)]
