@@ -83,9 +83,10 @@ void add_transposed(
 }  // namespace
 
 bool tiles_pay(const at::Tensor& like, int64_t m, int64_t n, int64_t k) {
-  // Narrower than a vector, ATen's matrix-vector product is faster, and sums in more lanes, so more exactly.
-  return like.scalar_type() == at::kFloat && n >= kVector && m * n * k >= kSmallestProduct && n * k <= kLargestFactor &&
-         has_micro_kernels();
+  // Where a side is shorter than a vector, ATen's matrix-vector product is faster, and sums in more lanes, so more
+  // exactly.
+  return like.scalar_type() == at::kFloat && std::min({m, n, k}) >= kVector && m * n * k >= kSmallestProduct &&
+         n * k <= kLargestFactor && has_micro_kernels();
 }
 
 int64_t tile_rows(int64_t m) {
@@ -119,7 +120,9 @@ at::Tensor transposed_product(const at::Tensor& a, const at::Tensor& b, const at
   const int64_t side = by_columns ? k : n, share = thread_share(side), parts = divide_up(side, share);
   if (a.size(0) == 0 || parts < at::get_num_threads() || !tiles_pay(a, depth, k, n)) {
     at::Tensor out = at::mm(a.t(), b);
-    return c ? out.addmm_(c->t(), *d) : out;
+    if (!c) return out;
+    // Accumulating onto the first product rounds a narrow result's long sums once more; a wide one is not worth a copy.
+    return n * k <= kLargestFactor ? out.add_(at::mm(c->t(), *d)) : out.addmm_(c->t(), *d);
   }
   const at::Tensor left = row_major(a), right = row_major(b);
   const at::Tensor left2 = c ? row_major(*c) : left, right2 = d ? row_major(*d) : right;
