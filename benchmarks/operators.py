@@ -3,6 +3,8 @@
 python -m pytest benchmarks/operators.py --benchmark-only
 """
 
+from typing import Any
+
 import pytest
 import torch
 from cases import PAPER
@@ -20,13 +22,19 @@ def _bits(columns: int) -> Tensor:
 
 
 x, z, weight = torch.randn(BATCH, K), torch.randn(BATCH, N), torch.randn(N, K)
-ARGUMENTS: dict[str, tuple[Tensor, ...]] = {
+image = torch.randn(16, 64, 56, 56)
+windows = ((2, 2), (2, 2), (0, 0), (1, 1))
+pooled, idx = xa.ops.max_pool(image, *windows)
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "relu_mask": (z,),
     "mask_mul": (z, _bits(N)),
     "add_relu_mask": (z, z.flip(0)),
     "linear_relu_mask": (x, weight),
     "matmul_mask": (z, weight, _bits(K)),
     "dual_weight_grad": (z, x, z.flip(0), x.flip(0)),
+    "max_pool": (image, *windows, False),
+    "pool_pull": (pooled, idx, image.shape, *windows),
+    "pool_push": (image, idx, *windows),
     "gini": (torch.rand(PIXELS),),
 }
 

@@ -177,6 +177,69 @@ def _gini(dtype: torch.dtype, device: str) -> Iterator[Sample]:
     yield Sample("zeros", (torch.zeros_like(a),))
 
 
+POOLS: tuple[tuple[Any, ...], ...] = (
+    ((2, 3, 9), (3,), (2,), (1,), (1,), False),
+    ((2, 1, 1), (1,), (1,), (0,), (1,), False),
+    ((0, 2, 7), (2,), (2,), (0,), (1,), True),
+    ((2, 3, 8, 6), (2, 2), (2, 2), (0, 0), (1, 1), False),
+    ((2, 5, 7, 8), (3, 2), (2, 1), (1, 1), (1, 2), True),
+    ((1, 33, 6, 7), (3, 3), (1, 3), (1, 0), (2, 1), False),
+    ((2, 4, 5, 5), (5, 5), (5, 5), (0, 0), (1, 1), False),
+    ((1, 2, 18, 17), (16, 16), (2, 1), (8, 0), (1, 1), True),
+    ((0, 3, 5, 4), (2, 2), (2, 2), (0, 0), (1, 1), False),
+    ((2, 3, 4, 5, 6), (2, 3, 2), (2, 2, 1), (1, 1, 0), (1, 1, 2), True),
+    ((1, 2, 5, 4, 3), (1, 2, 3), (1, 2, 2), (0, 1, 1), (1, 1, 1), False),
+)
+"""(shape, kernel, stride, padding, dilation, ceil_mode) of max pooling: one to three dimensions, windows that overlap,
+meet or leave gaps, one window alone, and the largest."""
+
+
+def _channels_last(t: Tensor) -> Tensor:
+    return t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+POOL_LAYOUTS = {"": lambda t: t, ", channels last": _channels_last}
+POOL_DIMS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+def pooled(shape: tuple[int, ...], *geometry: Any) -> tuple[int, ...]:
+    """The shape that pooling an input of `shape` has."""
+    kernel, stride, padding, dilation, ceil_mode = geometry
+    out = POOL_DIMS[len(kernel)](torch.zeros(1, *shape[1:]), kernel, stride, padding, dilation, ceil_mode)
+    return (*shape[:2], *out.shape[2:])
+
+
+def _idx(shape: tuple[int, ...], kernel: tuple[int, ...], device: str) -> Tensor:
+    """Any index into a window, and a few beyond it where the type leaves room."""
+    return torch.randint(min(256, int(np.prod(kernel)) + 1), shape).to(device, torch.uint8)
+
+
+def _pool_variants() -> Iterator[tuple[str, Any, Values, Callable[[Tensor], Tensor]]]:
+    for pool in POOLS:
+        for values in (_random, _tied):
+            for layout, rearrange in POOL_LAYOUTS.items():
+                yield f"{pool}, {values.__name__[1:]}{layout}", pool, values, rearrange
+    yield f"{POOLS[4]}, sliced", POOLS[4], _random, _sliced
+
+
+def _max_pool(dtype: torch.dtype, device: str) -> Iterator[Sample]:
+    for name, (shape, *geometry), values, layout in _pool_variants():
+        yield Sample(name, (layout(values(shape, dtype, device)), *geometry))
+
+
+def _pool_pull(dtype: torch.dtype, device: str) -> Iterator[Sample]:
+    for name, (shape, *geometry), values, layout in _pool_variants():
+        out = pooled(shape, *geometry)
+        idx = layout(_idx(out, geometry[0], device))
+        yield Sample(name, (layout(values(out, dtype, device)), idx, shape, *geometry[:4]))
+
+
+def _pool_push(dtype: torch.dtype, device: str) -> Iterator[Sample]:
+    for name, (shape, *geometry), values, layout in _pool_variants():
+        idx = layout(_idx(pooled(shape, *geometry), geometry[0], device))
+        yield Sample(name, (layout(values(shape, dtype, device)), idx, *geometry[:4]))
+
+
 SAMPLES: dict[str, Callable[[torch.dtype, str], Iterator[Sample]]] = {
     "relu_mask": _relu_mask,
     "mask_mul": _mask_mul,
@@ -184,6 +247,9 @@ SAMPLES: dict[str, Callable[[torch.dtype, str], Iterator[Sample]]] = {
     "linear_relu_mask": _linear_relu_mask,
     "matmul_mask": _matmul_mask,
     "dual_weight_grad": _dual_weight_grad,
+    "max_pool": _max_pool,
+    "pool_pull": _pool_pull,
+    "pool_push": _pool_push,
     "gini": _gini,
 }
 
@@ -220,6 +286,31 @@ def _weight_gradient(delta: Tensor, h: Tensor, g: Tensor | None, v: Tensor | Non
     return gradient if g is None or v is None else gradient + g.flatten(0, -2).T @ v.flatten(0, -2)
 
 
+def _window_places(idx: Tensor, size: Any, geometry: Any) -> tuple[Tensor, Tensor]:
+    """Where the elements that idx names lie in the flattened input, [B, C, n], and which of them lie there at all."""
+    k, inner = idx.long(), 1
+    inside, flat = k < int(np.prod(geometry[0])), torch.zeros_like(k)
+    for dim in reversed(range(len(size))):
+        kernel, stride, padding, dilation = (numbers[dim] for numbers in geometry)
+        start = torch.arange(idx.shape[2 + dim]).mul(stride).sub(padding).view(-1, *[1] * (len(size) - 1 - dim))
+        place = start.to(idx.device) + k % kernel * dilation
+        inside = inside & (place >= 0) & (place < size[dim])
+        flat += place.clamp(0, size[dim] - 1) * inner
+        k, inner = k // kernel, inner * size[dim]
+    return flat.flatten(2), inside.flatten(2)
+
+
+def _pull(g: Tensor, idx: Tensor, shape: Any, *geometry: Any) -> Tensor:
+    flat, inside = _window_places(idx, shape[2:], geometry)
+    total = g.new_zeros((*shape[:2], int(np.prod(shape[2:]))))
+    return total.scatter_add(2, flat, torch.where(inside, g.flatten(2), 0)).view(shape)
+
+
+def _push(v: Tensor, idx: Tensor, *geometry: Any) -> Tensor:
+    flat, inside = _window_places(idx, v.shape[2:], geometry)
+    return torch.where(inside, v.flatten(2).gather(2, flat), 0).view(idx.shape)
+
+
 DEFINITIONS: dict[str, Callable[..., Tensor]] = {
     "relu_mask": _activate,
     "mask_mul": _select,
@@ -227,6 +318,9 @@ DEFINITIONS: dict[str, Callable[..., Tensor]] = {
     "linear_relu_mask": lambda x, weight, slope: _activate(F.linear(x, weight), slope),
     "matmul_mask": lambda t, matrix, bits, slope: _select(t @ matrix, bits, slope),
     "dual_weight_grad": _weight_gradient,
+    "max_pool": lambda h, kernel, *geometry: POOL_DIMS[len(kernel)](h, kernel, *geometry),
+    "pool_pull": _pull,
+    "pool_push": _push,
     "gini": _pairwise_gini,
 }
 """The floating result of every operator by plain PyTorch operations: the truth in float64, the yardstick elsewhere."""

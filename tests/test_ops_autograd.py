@@ -26,6 +26,14 @@ def smooth_args(op, slope, leading=(3,), n=5, k=4):
 
     if op == "gini":
         return (((torch.randperm(n) + 0.5 * torch.rand(n) + 0.1).double()).requires_grad_(),)
+    windows = ((2, 2), (1, 2), (1, 0), (1, 1))
+    idx = torch.randint(5, (2, 1, 4, 2)).to(torch.uint8)
+    if op == "max_pool":
+        return torch.randperm(24).double().view(2, 1, 3, 4).requires_grad_(), *windows, False
+    if op == "pool_pull":
+        return draw(2, 1, 4, 2), idx, (2, 1, 3, 4), *windows
+    if op == "pool_push":
+        return draw(2, 1, 3, 4), idx, *windows
     if op == "dual_weight_grad":
         return tuple(draw(*(leading or (3,)), width) for width in (n, k, n, k))
     slopes = {"no slope": None, "one slope": draw(1), "slopes": draw(n)}[slope]
@@ -61,25 +69,28 @@ def test_gini_and_its_gradient_can_be_differentiated_twice(backend):
 @pytest.mark.parametrize("wanted", range(4))
 def test_only_the_gradients_asked_for_are_computed(op, wanted, backend):
     args = smooth_args(op, "slopes")
-    floating = [t for t in args if t.requires_grad]
+    floating = [t for t in args if isinstance(t, Tensor) and t.requires_grad]
     if wanted >= len(floating):
         wanted = 0
     both = getattr(xa.ops, op)(*args)
     want = torch.autograd.grad((both if isinstance(both, Tensor) else both[0]).sum(), floating[wanted])[0]
-    alone = [t.detach().requires_grad_(t is floating[wanted]) if t.requires_grad else t for t in args]
+    alone = [
+        t.detach().requires_grad_(t is floating[wanted]) if isinstance(t, Tensor) and t.requires_grad else t
+        for t in args
+    ]
     result = getattr(xa.ops, op)(*alone)
     (result if isinstance(result, Tensor) else result[0]).sum().backward()
-    gradients = [t.grad for t in alone if t.grad is not None]
+    gradients = [t.grad for t in alone if isinstance(t, Tensor) and t.grad is not None]
     assert len(gradients) == 1
     torch.testing.assert_close(gradients[0], want)
 
 
 def gradients(function, args, seed):
-    args = tuple(t.detach().requires_grad_() if t is not None and t.is_floating_point() else t for t in args)
+    args = tuple(t.detach().requires_grad_() if isinstance(t, Tensor) and t.is_floating_point() else t for t in args)
     result = function(*args)
     result = result if isinstance(result, Tensor) else result[0]
     d = torch.randn(result.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    leaves = [t for t in args if t is not None and t.requires_grad]
+    leaves = [t for t in args if isinstance(t, Tensor) and t.requires_grad]
     return torch.autograd.grad(result, leaves, d.bfloat16().to(result.dtype), allow_unused=True)
 
 
@@ -129,7 +140,7 @@ def test_opcheck(op, which, requires_grad):
     sample: Sample = few_samples(op)[["ordinary", "empty", "strided"].index(which)]
     args = tuple(
         t.clone(memory_format=torch.preserve_format).requires_grad_(requires_grad)
-        if t is not None and t.is_floating_point()
+        if isinstance(t, Tensor) and t.is_floating_point()
         else t
         for t in sample.args
     )
@@ -141,7 +152,7 @@ def test_opcheck(op, which, requires_grad):
 def test_fake_results_have_the_shape_and_dtype_of_real_ones(op, dtype, backend):
     for sample in sample_inputs(op, dtype):
         real = getattr(xa.ops, op)(*sample.args)
-        meta = tuple(t.to("meta") if t is not None else None for t in sample.args)
+        meta = tuple(t.to("meta") if isinstance(t, Tensor) else t for t in sample.args)
         fake = getattr(torch.ops.xattr, op)(*meta)
         pairs = [(real, fake)] if isinstance(real, Tensor) else zip(real, fake, strict=True)
         for r, f in pairs:

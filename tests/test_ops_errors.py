@@ -14,6 +14,8 @@ def valid(op):
     """Named arguments of a valid call, with N = 33 and K = 4."""
     bits = pack_bits(torch.rand(3, 33) > 0.5)
     slope = torch.rand(33)
+    windows = {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 1), "dilation": (1, 1)}
+    idx = torch.randint(4, (3, 4, 2, 3), dtype=torch.uint8)
     return {
         "relu_mask": lambda: {"z": torch.randn(3, 33), "slope": slope},
         "mask_mul": lambda: {"t": torch.randn(3, 33), "bits": bits, "slope": slope},
@@ -26,12 +28,16 @@ def valid(op):
             "g": torch.randn(3, 33),
             "v": torch.randn(3, 4),
         },
+        "max_pool": lambda: {"h": torch.randn(3, 4, 5, 4), **windows},
+        "pool_pull": lambda: {"g": torch.randn(3, 4, 2, 3), "idx": idx, "shape": (3, 4, 5, 4), **windows},
+        "pool_push": lambda: {"v": torch.randn(3, 4, 5, 4), "idx": idx, **windows},
         "gini": lambda: {"a": torch.rand(33)},
     }[op]()
 
 
-FLOATING = [(op, name) for op in xa.ops.SCHEMAS for name in valid(op) if name != "bits"]
-SHAPED = [(op, name) for op in xa.ops.SCHEMAS for name in valid(op)]
+SHAPED = [(op, name) for op in xa.ops.SCHEMAS for name, t in valid(op).items() if isinstance(t, Tensor)]
+FLOATING = [(op, name) for op, name in SHAPED if name not in ("bits", "idx")]
+ALONE = ("gini", "max_pool")  # take one tensor
 
 
 def assert_refused(op, args, mentions):
@@ -56,14 +62,16 @@ def test_a_dtype_that_is_not_floating_is_refused(op, name, dtype, backend):
     assert_refused(op, args, f"`{name}`.*(wanted|expected)")
 
 
-@pytest.mark.parametrize(("op", "name"), [(op, name) for op, name in FLOATING if op != "gini"])
+@pytest.mark.parametrize(
+    ("op", "name"), [(op, name) for op, name in FLOATING if op not in (*ALONE, "pool_pull", "pool_push")]
+)
 def test_two_dtypes_are_refused(op, name, backend):
     args = valid(op)
     args[name] = args[name].double()
     assert_refused(op, args, "float64|[Dd]ouble")
 
 
-@pytest.mark.parametrize(("op", "name"), [(op, name) for op, name in SHAPED if op != "gini"])
+@pytest.mark.parametrize(("op", "name"), [(op, name) for op, name in SHAPED if op not in ALONE])
 def test_two_devices_are_refused(op, name, backend):
     args = valid(op)
     args[name] = args[name].to("meta")
@@ -77,7 +85,9 @@ def test_a_scalar_is_refused(op, name, backend):
     assert_refused(op, args, f"`{name}`.*(wanted|expected)")
 
 
-@pytest.mark.parametrize(("op", "name"), [(op, name) for op, name in SHAPED if name not in ("z", "slope", "a")])
+@pytest.mark.parametrize(
+    ("op", "name"), [(op, name) for op, name in SHAPED if name not in ("z", "slope", "a") and op not in ALONE]
+)
 def test_rows_of_another_length_are_refused(op, name, backend):
     args = valid(op)
     args[name] = torch.cat([args[name]] * 3, -1)
@@ -119,6 +129,53 @@ def test_addends_of_two_shapes_are_refused_even_where_they_would_broadcast(backe
 
 def test_gini_wants_a_vector(backend):
     assert_refused("gini", {"a": torch.rand(3, 4)}, "`a`.*vector")
+
+
+WINDOWS = [  # argument, what is given, what the message says
+    ("kernel", (), "`kernel`.*1 to 3 spatial"),
+    ("stride", (2,), "`stride`.*1 to 3 spatial"),
+    ("kernel", (2, 0), "`kernel`.*from 1"),
+    ("stride", (0, 2), "`stride`.*from 1"),
+    ("dilation", (1, 2**31), "`dilation`.*from 1"),
+    ("padding", (0, -1), "`padding`.*half"),
+    ("padding", (2, 0), "`padding`.*half"),
+    ("kernel", (16, 17), "`kernel`.*at most 256 elements"),
+]
+
+
+@pytest.mark.parametrize("op", ["max_pool", "pool_pull", "pool_push"])
+@pytest.mark.parametrize(("name", "value", "mentions"), WINDOWS, ids=str)
+def test_windows_that_pytorch_would_refuse_or_a_byte_cannot_index_are_refused(op, name, value, mentions, backend):
+    assert_refused(op, {**valid(op), name: value}, mentions)
+
+
+@pytest.mark.parametrize("op", ["pool_pull", "pool_push"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.float32], ids=str)
+def test_idx_of_another_dtype_is_refused(op, dtype, backend):
+    args = valid(op)
+    args["idx"] = args["idx"].to(dtype)
+    assert_refused(op, args, "`idx`.*(uint8|Byte)")
+
+
+@pytest.mark.parametrize(
+    ("change", "mentions"),
+    [
+        ({"h": torch.zeros(3, 4, 5)}, "`h`.*2 spatial"),
+        ({"h": torch.zeros(3, 0, 5, 4)}, "`h`.*none empty"),
+        ({"h": torch.zeros(3, 4, 1, 4)}, "`h`.*room"),
+        ({"h": torch.zeros(3, 4, 4, 1), "dilation": (1, 2)}, "`dilation`.*padding alone"),
+    ],
+    ids=str,
+)
+def test_max_pool_wants_a_batch_and_every_window_to_meet_it(change, mentions, backend):
+    assert_refused("max_pool", {**valid("max_pool"), **change}, mentions)
+
+
+def test_pool_pull_wants_a_cotangent_and_a_shape_that_fit_the_index(backend):
+    args = valid("pool_pull")
+    assert_refused("pool_pull", {**args, "shape": (3, 4, 7, 4)}, "`idx`")
+    assert_refused("pool_pull", {**args, "shape": (3, 4, 5)}, "`shape`")
+    assert_refused("pool_pull", {**args, "g": args["g"][..., :2]}, "`g`")
 
 
 @pytest.mark.parametrize("name", ["nonsense", "", "Reference"])

@@ -73,8 +73,8 @@ LAYERS = {  # each part of the package imports only itself and what has a lower 
     "sweep": 2,
     "nn": 3,
     "models": 3,
-    "convert": 3,
     "check": 3,
+    "convert": 4,
     "attr": 4,
     "priors": 4,
     "": 5,  # xattr_cuda/__init__.py, the public index

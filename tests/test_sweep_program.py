@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import xattr_cuda as xa
-from xattr_cuda.sweep import program
+from xattr_cuda.sweep import program, trace
 
 
 def assert_sweeps_as_it_is(model, x):
@@ -98,7 +98,7 @@ def test_a_model_is_traced_once(swept, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("traced again")
 
-    monkeypatch.setattr(program._Tracer, "trace", refuse)
+    monkeypatch.setattr(trace._Tracer, "trace", refuse)
     assert_sweeps_as_it_is(model, x)
     model.act.negative_slope = 0.5
     assert_sweeps_as_it_is(model, x)

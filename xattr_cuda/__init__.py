@@ -8,32 +8,59 @@ loss = criterion(output, labels) + strength * xa.priors.gini(attribution)
 loss.backward()
 """
 
-from . import models, ops, priors
+from . import attr, models, nn, ops, priors
 from ._version import __version__
+from .check import check
+from .convert import ConversionError, convert
 from .ops import use_backend
 from .sweep import (
     Attribution,
+    Call,
+    Constant,
+    Frame,
+    Layer,
     LayerError,
     LossAttribution,
     NotHomogeneousError,
+    Pair,
+    Size,
     Sweep,
     UnsupportedLayerError,
+    Value,
     attribute,
     attribute_loss,
+    not_homogeneous,
+    register_rule,
+    unsupported,
 )
 
 __all__ = [
     "Attribution",
+    "Call",
+    "Constant",
+    "ConversionError",
+    "Frame",
+    "Layer",
     "LayerError",
     "LossAttribution",
     "NotHomogeneousError",
+    "Pair",
+    "Size",
     "Sweep",
     "UnsupportedLayerError",
+    "Value",
     "__version__",
+    "attr",
     "attribute",
     "attribute_loss",
+    "check",
+    "convert",
     "models",
+    "nn",
+    "not_homogeneous",
     "ops",
     "priors",
+    "register_rule",
+    "unsupported",
     "use_backend",
 ]

@@ -6,6 +6,9 @@ from .gini import gini
 from .linear_relu_mask import linear_relu_mask
 from .mask_mul import mask_mul
 from .matmul_mask import matmul_mask
+from .max_pool import max_pool
+from .pool_pull import pool_pull
+from .pool_push import pool_push
 from .relu_mask import relu_mask
 
 __all__ = [
@@ -15,5 +18,8 @@ __all__ = [
     "linear_relu_mask",
     "mask_mul",
     "matmul_mask",
+    "max_pool",
+    "pool_pull",
+    "pool_push",
     "relu_mask",
 ]

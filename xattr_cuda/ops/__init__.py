@@ -3,6 +3,8 @@
 All are differentiable and run on the back end that `use_backend` has chosen.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from .backend import active, check_device, implementation, unavailable, use_backend
@@ -20,6 +22,9 @@ __all__ = [
     "linear_relu_mask",
     "mask_mul",
     "matmul_mask",
+    "max_pool",
+    "pool_pull",
+    "pool_push",
     "relu_mask",
     "unavailable",
     "use_backend",
@@ -54,6 +59,43 @@ def matmul_mask(t: Tensor, matrix: Tensor, bits: Tensor | None = None, slope: Te
 def dual_weight_grad(delta: Tensor, h: Tensor, g: Tensor | None = None, v: Tensor | None = None) -> Tensor:
     """delta.T @ h + g.T @ v, [N, K], for delta, g [..., N] and h, v [..., K]; without g and v, the first term."""
     return implementation("dual_weight_grad")(delta, h, g, v)
+
+
+def max_pool(
+    h: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Maxima of the windows of h [B, C, *size], and where in its window each lies: (out, idx uint8), [B, C, *out]."""
+    return implementation("max_pool")(h, kernel, stride, padding, dilation, ceil_mode)
+
+
+def pool_pull(
+    g: Tensor,
+    idx: Tensor,
+    shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """The transpose of max_pool: g [B, C, *out] added up where idx points, in a tensor of `shape` [B, C, *size]."""
+    return implementation("pool_pull")(g, idx, shape, kernel, stride, padding, dilation)
+
+
+def pool_push(
+    v: Tensor,
+    idx: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """The tangent map of max_pool: what idx [B, C, *out] names of the windows of v [B, C, *size]."""
+    return implementation("pool_push")(v, idx, kernel, stride, padding, dilation)
 
 
 def gini(a: Tensor) -> tuple[Tensor, Tensor]:

@@ -121,6 +121,38 @@ def _dual_weight_grad_backward(ctx: Any, d: Tensor) -> Any:
     )
 
 
+def _max_pool_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    h, *ctx.geometry, _ = inputs
+    ctx.shape = h.shape
+    ctx.save_for_backward(output[1])
+
+
+def _max_pool_backward(ctx: Any, dout: Tensor, _: Any) -> Any:
+    (idx,) = ctx.saved_tensors
+    return ops.pool_pull(dout, idx, ctx.shape, *ctx.geometry), *(None,) * 5
+
+
+def _pool_pull_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    _, idx, _, *ctx.geometry = inputs
+    ctx.save_for_backward(idx)
+
+
+def _pool_pull_backward(ctx: Any, d: Tensor) -> Any:
+    (idx,) = ctx.saved_tensors
+    return ops.pool_push(d, idx, *ctx.geometry), *(None,) * 6
+
+
+def _pool_push_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    v, idx, *ctx.geometry = inputs
+    ctx.shape = v.shape
+    ctx.save_for_backward(idx)
+
+
+def _pool_push_backward(ctx: Any, d: Tensor) -> Any:
+    (idx,) = ctx.saved_tensors
+    return ops.pool_pull(d, idx, ctx.shape, *ctx.geometry), *(None,) * 5
+
+
 def _gini_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(inputs[0], output[1])
     ctx.set_materialize_grads(False)
@@ -144,5 +176,8 @@ DERIVATIVES = {
     "linear_relu_mask": Derivative(_linear_relu_mask_setup, _linear_relu_mask_backward),
     "matmul_mask": Derivative(_matmul_mask_setup, _matmul_mask_backward),
     "dual_weight_grad": Derivative(_dual_weight_grad_setup, _dual_weight_grad_backward),
+    "max_pool": Derivative(_max_pool_setup, _max_pool_backward),
+    "pool_pull": Derivative(_pool_pull_setup, _pool_pull_backward),
+    "pool_push": Derivative(_pool_push_setup, _pool_push_backward),
     "gini": Derivative(_gini_setup, _gini_backward),
 }

@@ -34,7 +34,10 @@ def _fake(name: str) -> Callable[..., Any]:
     check = getattr(signature, name)
 
     def run(first: Tensor, *args: Any, **kwargs: Any) -> Any:
-        results = [first.new_empty(spec.shape, dtype=spec.dtype) for spec in check(first, *args, **kwargs)]
+        results = [
+            torch.empty(spec.shape, dtype=spec.dtype, device=first.device, memory_format=spec.layout)
+            for spec in check(first, *args, **kwargs)
+        ]
         return results[0] if len(results) == 1 else tuple(results)
 
     return run

@@ -9,5 +9,10 @@ SCHEMAS: dict[str, str] = {
     "linear_relu_mask": "(Tensor x, Tensor weight, Tensor? slope=None) -> (Tensor h, Tensor bits)",
     "matmul_mask": "(Tensor t, Tensor matrix, Tensor? bits=None, Tensor? slope=None) -> Tensor",
     "dual_weight_grad": "(Tensor delta, Tensor h, Tensor? g=None, Tensor? v=None) -> Tensor",
+    "max_pool": "(Tensor h, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode) "
+    "-> (Tensor out, Tensor idx)",
+    "pool_pull": "(Tensor g, Tensor idx, SymInt[] shape, int[] kernel, int[] stride, int[] padding, int[] dilation) "
+    "-> Tensor",
+    "pool_push": "(Tensor v, Tensor idx, int[] kernel, int[] stride, int[] padding, int[] dilation) -> Tensor",
     "gini": "(Tensor a) -> (Tensor value, Tensor gradient)",
 }

@@ -4,6 +4,7 @@ One function an operator: it validates the arguments and returns a `Spec` for ea
 allocate from it and the reference is guarded by it. The C++ kernels make the same checks in `csrc/checks.h`.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,15 +12,17 @@ import torch
 from torch import Tensor
 
 from ..kernels.reference.bits import words
+from ..kernels.reference.max_pool import MAX_WINDOW, memory_format, pooled_size
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Spec(NamedTuple):
-    """Shape and dtype of a result."""
+    """Shape, dtype and layout of a result."""
 
     shape: Sequence[int]
     dtype: torch.dtype
+    layout: torch.memory_format = torch.contiguous_format
 
 
 def _require(condition: bool, op: str, message: str) -> None:
@@ -139,6 +142,110 @@ def dual_weight_grad(delta: Tensor, h: Tensor, g: Tensor | None = None, v: Tenso
         ends, wanted = [g.shape[-1], v.shape[-1]], [delta.shape[-1], h.shape[-1]]
         _require(ends == wanted, "dual_weight_grad", f"the pairs end in {wanted} and {ends}; wanted the same [N, K]")
     return [Spec([delta.shape[-1], h.shape[-1]], delta.dtype)]
+
+
+_Numbers = Sequence[int]
+_LARGEST = 2**31 - 1  # of a window's settings, so that no product of two overflows
+
+
+def _check_windows(op: str, kernel: _Numbers, stride: _Numbers, padding: _Numbers, dilation: _Numbers) -> None:
+    """One number for each of one to three spatial dimensions, and what PyTorch asks of them."""
+    counts = [len(kernel), len(stride), len(padding), len(dilation)]
+    _require(
+        counts in ([1] * 4, [2] * 4, [3] * 4),
+        op,
+        f"`kernel`, `stride`, `padding` and `dilation` have {counts} numbers; wanted one for each of 1 to 3 spatial "
+        "dimensions",
+    )
+    for name, numbers in (("kernel", kernel), ("stride", stride), ("dilation", dilation)):
+        fits = all(1 <= n <= _LARGEST for n in numbers)
+        _require(fits, op, f"`{name}` is {list(numbers)}; wanted numbers from 1 to {_LARGEST}")
+    limits = [((k - 1) * d + 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
+    _require(
+        all(0 <= p <= limit for p, limit in zip(padding, limits, strict=True)),
+        op,
+        f"`padding` is {list(padding)}; wanted numbers from 0 to half of the window, {limits}",
+    )
+    _require(
+        math.prod(kernel) <= MAX_WINDOW,
+        op,
+        f"`kernel` is {list(kernel)}; wanted windows of at most {MAX_WINDOW} elements, whose index is a uint8",
+    )
+
+
+def _check_batch(op: str, name: str, shape: _Numbers, dims: int) -> None:
+    _require(
+        len(shape) == dims + 2 and all(n > 0 for n in shape[1:]),
+        op,
+        f"`{name}` has shape {list(shape)}; wanted [B, C] and {dims} spatial dimensions, none empty but B",
+    )
+
+
+def _pooled(shape: _Numbers, geometry: Sequence[_Numbers], ceil_mode: bool) -> list[int]:
+    sizes = zip(shape[2:], *geometry, strict=True)
+    return [*shape[:2], *(pooled_size(n, k, s, p, d, ceil_mode) for n, k, s, p, d in sizes)]
+
+
+def _check_idx(op: str, idx: Tensor, shape: _Numbers, geometry: Sequence[_Numbers], device: torch.device) -> None:
+    """uint8, of the shape that pooling an input of `shape` has with or without ceil_mode."""
+    least, most = (_pooled(shape, geometry, ceil_mode) for ceil_mode in (False, True))
+    fits = len(idx.shape) == len(shape) and all(
+        n in (low, high) for n, low, high in zip(idx.shape, least, most, strict=True)
+    )
+    _require(
+        fits and idx.dtype == torch.uint8 and idx.device == device,
+        op,
+        f"`idx` is {idx.dtype} {list(idx.shape)} on {idx.device}; wanted torch.uint8 {least} "
+        f"(with ceil_mode {most}) on {device}",
+    )
+
+
+def max_pool(
+    h: Tensor, kernel: _Numbers, stride: _Numbers, padding: _Numbers, dilation: _Numbers, ceil_mode: bool
+) -> list[Spec]:
+    geometry = (kernel, stride, padding, dilation)
+    _check_values("max_pool", h=h)
+    _check_windows("max_pool", *geometry)
+    _check_batch("max_pool", "h", h.shape, len(kernel))
+    shape = _pooled(h.shape, geometry, ceil_mode)
+    some = all(n > 0 for n in shape[2:])
+    _require(some, "max_pool", f"`h` has shape {list(h.shape)}; wanted room for a window of {list(kernel)}")
+    for n, out, s, p, d in zip(h.shape[2:], shape[2:], stride, padding, dilation, strict=True):
+        # The first element of a window that does not lie before the input must not lie behind it.
+        met = d <= n or all(start % d < n for start in range(-p, min(0, out * s - p), s))
+        _require(met, "max_pool", f"`dilation` is {list(dilation)}; wanted no window that holds padding alone")
+    layout = memory_format(h)
+    return [Spec(shape, h.dtype, layout), Spec(shape, torch.uint8, layout)]
+
+
+def pool_pull(
+    g: Tensor,
+    idx: Tensor,
+    shape: _Numbers,
+    kernel: _Numbers,
+    stride: _Numbers,
+    padding: _Numbers,
+    dilation: _Numbers,
+) -> list[Spec]:
+    geometry = (kernel, stride, padding, dilation)
+    _check_values("pool_pull", g=g)
+    _check_windows("pool_pull", *geometry)
+    _check_batch("pool_pull", "shape", shape, len(kernel))
+    _check_idx("pool_pull", idx, shape, geometry, g.device)
+    same = list(g.shape) == list(idx.shape)
+    _require(same, "pool_pull", f"`g` has shape {list(g.shape)}; wanted that of `idx`, {list(idx.shape)}")
+    return [Spec(shape, g.dtype, memory_format(idx))]
+
+
+def pool_push(
+    v: Tensor, idx: Tensor, kernel: _Numbers, stride: _Numbers, padding: _Numbers, dilation: _Numbers
+) -> list[Spec]:
+    geometry = (kernel, stride, padding, dilation)
+    _check_values("pool_push", v=v)
+    _check_windows("pool_push", *geometry)
+    _check_batch("pool_push", "v", v.shape, len(kernel))
+    _check_idx("pool_push", idx, v.shape, geometry, v.device)
+    return [Spec(idx.shape, v.dtype, memory_format(idx))]
 
 
 def gini(a: Tensor) -> list[Spec]:

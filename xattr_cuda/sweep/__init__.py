@@ -2,14 +2,28 @@
 
 from .api import Attribution, LossAttribution, Sweep, attribute, attribute_loss
 from .errors import LayerError, NotHomogeneousError, UnsupportedLayerError
+from .layer import Frame, Layer, Pair, not_homogeneous, unsupported
+from .rules.registry import Call, Constant, Size, Value, register_rule
+from .trace import offenders
 
 __all__ = [
     "Attribution",
+    "Call",
+    "Constant",
+    "Frame",
+    "Layer",
     "LayerError",
     "LossAttribution",
     "NotHomogeneousError",
+    "Pair",
+    "Size",
     "Sweep",
     "UnsupportedLayerError",
+    "Value",
     "attribute",
     "attribute_loss",
+    "not_homogeneous",
+    "offenders",
+    "register_rule",
+    "unsupported",
 ]

@@ -1,102 +1,148 @@
-"""The sweeps: forward, cotangent and tangent, over a chain of layers.
+"""The sweeps: forward, cotangent and tangent, over a graph of layers.
 
-The cotangent and the tangent sweep hand out the tensors that flow past the layers their caller `needs`, and stop when
-the last of them is served.
+The cotangent and the tangent sweep hand out the tensors that their caller wants, and stop when the last is served.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from .layer import Layer
-from .program import BoundProgram
-from .rules import ActivationRule, LinearRule
-from .schedule import Schedule
+from .fusion import cotangent_fused, forward_fused, tangent_fused
+from .layer import Frame, Layer, Residual
+from .program import BoundProgram, Program
+from .schedule import Graph, Schedule
 
 
 @dataclass
 class Tape:
-    """What the forward sweep leaves for the others; lists have one entry a layer."""
+    """What the forward sweep leaves for the others. Lists of layers have an entry for each, of values likewise."""
 
+    program: Program
     layers: list[Layer]
     params: list[tuple[Tensor, ...]]
     schedule: Schedule
-    shapes: list[torch.Size] = field(default_factory=list)  # of the layer's input
-    residuals: list[Tensor | None] = field(default_factory=list)
-    inputs: dict[int, Tensor] = field(default_factory=dict)  # of the layers that were to be kept
+    shapes: list[torch.Size] = field(default_factory=list)  # of the values
+    residuals: list[Residual] = field(default_factory=list)  # of the layers
+    kept: dict[int, Tensor] = field(default_factory=dict)  # values that were to be kept
 
-    def fused(self, product: int, activation: int, like: Tensor) -> tuple[LinearRule, Tensor, Tensor | None]:
-        """The product, and the mask and the slope that it applies on its way out."""
-        layer = cast(ActivationRule, self.layers[activation])
-        bits = cast(Tensor, self.residuals[activation])
-        return cast(LinearRule, self.layers[product]), bits, layer.slope(self.params[activation], like)
+    @property
+    def graph(self) -> Graph:
+        return self.schedule.graph
+
+    def frame(self, i: int) -> Frame:
+        """What the forward sweep left at layer i."""
+        reads = self.graph.reads[i]
+        shapes = tuple([self.shapes[v] for v in reads])
+        return Frame(self.params[i], shapes, self.shapes[self.graph.inputs + i], self.residuals[i])
 
 
-def forward_sweep(program: BoundProgram, x: Tensor, keep: Collection[int]) -> tuple[Tensor, Tape]:
-    """h_l = m_l * (W_l h_{l-1}). Returns the output and the tape, with the inputs of the layers in `keep`."""
-    layers, params = program.layers, program.params
-    tape, h = Tape(layers, params, program.schedule), x
-    for i, activation in program.schedule.up:
-        tape.shapes.append(h.shape)
-        if i in keep:
-            tape.inputs[i] = h
+def forward_sweep(bound: BoundProgram, inputs: Sequence[Tensor], keep: bool) -> tuple[list[Tensor], Tape]:
+    """h_l = m_l * (W_l h_{l-1}). Returns the outputs and the tape, which with `keep` has what two chains need."""
+    graph, schedule = bound.schedule.graph, bound.schedule
+    tape = Tape(bound.program, bound.layers, bound.params, schedule)
+    count = graph.inputs + len(graph.reads)
+    tape.shapes = [torch.Size(())] * count
+    tape.residuals = [()] * len(graph.reads)
+    values: dict[int, Tensor] = {}
+
+    def put(v: int, h: Tensor) -> None:
+        values[v] = h
+        tape.shapes[v] = h.shape
+        if keep and v in schedule.kept_inputs:
+            tape.kept[v] = h
+
+    for v, x in enumerate(inputs):
+        put(v, x)
+    for i, activation, dead, _ in schedule.stages_up((), True):
+        layer, reads = bound.layer(i, tape.shapes), [values[v] for v in graph.reads[i]]
+        out = graph.inputs + i
         if activation is None:
-            h, residual = layers[i].forward(h, params[i])
-            tape.residuals.append(residual)
+            h, tape.residuals[i] = layer.forward(bound.params[i], *reads)
         else:
-            slope = cast(ActivationRule, layers[activation]).slope(params[activation], h)
-            h, bits = cast(LinearRule, layers[i]).forward_masked(h, params[i], slope)
-            tape.shapes.append(h.shape)
-            tape.residuals += [None, bits]
-    return h, tape
+            out = graph.inputs + activation
+            above, slopes = bound.layer(activation, tape.shapes), bound.params[activation]
+            h, tape.residuals[activation] = forward_fused(layer, bound.params[i], reads, above, slopes)
+            tape.shapes[graph.inputs + i] = h.shape
+        del reads
+        put(out, h)
+        for v in dead:
+            del values[v]
+    return [values[v] for v in graph.outputs], tape
+
+
+class _Sums:
+    """Cotangents of values, summed over the layers that read them."""
+
+    def __init__(self, seeds: dict[int, Tensor]) -> None:
+        self.found, self.own = dict(seeds), set[int]()
+
+    def add(self, v: int, g: Tensor) -> None:
+        if v not in self.found:
+            self.found[v] = g
+        elif v in self.own:
+            self.found[v].add_(g)
+        else:
+            self.found[v] = self.found[v] + g
+            self.own.add(v)
 
 
 def cotangent_sweep(
-    tape: Tape, g: Tensor, needs: Collection[int], *, release: bool = False
+    tape: Tape, seeds: dict[int, Tensor], wanted: frozenset[int], *, release: bool = False
 ) -> Iterator[tuple[int, Tensor]]:
-    """g_{l-1} = W_l^T (m_l * g_l), from the output down.
+    """g_{l-1} = W_l^T (m_l * g_l), from the outputs down, where the cotangents of the values in `seeds` start.
 
-    Yields (l, cotangent at the output of layer l) for each l in `needs`, last first; -1 stands for the network's
-    input. With `release` the residuals are dropped from the tape as they are used.
+    Yields (v, cotangent of value v) for each v in `wanted` that one reaches, last first, network inputs at the end.
+    With `release` the residuals are dropped from the tape as they are used.
     """
-    left = len(needs)
-    for i, activation in tape.schedule.down:
-        if i in needs:
-            yield i, g
-            left -= 1
-        if not left:
-            return
-        if activation is None:
-            g = tape.layers[i].cotangent(g, tape.params[i], tape.residuals[i], tape.shapes[i])
-        else:
-            layer, bits, slope = tape.fused(i, activation, g)
-            g = layer.cotangent_masked(g, tape.params[i], bits, slope)
-            i = activation
+    graph, sums = tape.graph, _Sums(seeds)
+    for i, activation, _, passes in tape.schedule.stages_down(wanted):
+        out = graph.inputs + i
+        g = sums.found.pop(out, None)
+        if g is None:
+            continue
+        if out in wanted:
+            yield out, g
+        if passes:
+            for v, c in _cotangents(tape, i, activation, g):
+                sums.add(v, c)
         if release:
-            tape.residuals[i] = None
-    if left:
-        yield -1, g
+            tape.residuals[i if activation is None else activation] = ()
+    for v in range(graph.inputs):
+        if v in wanted and v in sums.found:
+            yield v, sums.found[v]
 
 
-def tangent_sweep(tape: Tape, v: Tensor, needs: Collection[int]) -> Iterator[Tensor]:
-    """v_l = m_l * (W_l v_{l-1}), from the input up.
+def _cotangents(tape: Tape, i: int, activation: int | None, g: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The cotangents of what a stage reads."""
+    layer, frame, reads = tape.layers[i], tape.frame(i), tape.graph.reads
+    if activation is None:
+        found = layer.cotangent(frame, g)
+        yield from zip(reads[i], (found,) if isinstance(found, Tensor) else found, strict=True)
+    else:
+        yield reads[activation][0], cotangent_fused(layer, frame, g, tape.layers[activation], tape.frame(activation))
 
-    Yields the tangent at the input of each layer in `needs`, in order; len(layers) stands for the network's output.
+
+def tangent_sweep(tape: Tape, starts: Sequence[Tensor], layers: tuple[int, ...], outputs: bool) -> Iterator[Tensor]:
+    """v_l = m_l * (W_l v_{l-1}), from the inputs up, where the tangents `starts` enter.
+
+    Yields the tangent at the input of each of `layers`, in order, and then those of the network's outputs if asked to.
     """
-    left = len(needs)
-    for i, activation in tape.schedule.up:
-        if i in needs:
-            yield v
-            left -= 1
-        if not left:
-            return
-        if activation is None:
-            v = tape.layers[i].tangent(v, tape.params[i], tape.residuals[i])
-        else:
-            layer, bits, slope = tape.fused(i, activation, v)
-            v = layer.tangent_masked(v, tape.params[i], bits, slope)
-    if left:
-        yield v
+    graph, values = tape.graph, dict(enumerate(starts))
+    for i, activation, dead, passes in tape.schedule.stages_up(layers, outputs):
+        if i in layers:
+            yield values[graph.reads[i][0]]
+        if passes:
+            layer, reads, out = tape.layers[i], [values[v] for v in graph.reads[i]], graph.inputs + i
+            if activation is None:
+                values[out] = layer.tangent(tape.frame(i), *reads)
+            else:
+                above = tape.layers[activation]
+                out = graph.inputs + activation
+                values[out] = tangent_fused(layer, tape.frame(i), reads, above, tape.frame(activation))
+            del reads
+        for v in dead:
+            del values[v]
+    if outputs:
+        yield from (values[v] for v in graph.outputs)

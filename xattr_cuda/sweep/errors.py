@@ -4,12 +4,16 @@
 class LayerError(ValueError):
     """A layer cannot take part in a sweep.
 
-    Attributes: `layer`, its qualified name in the model; `kind`, the name of its class; `reason`; `remedy`.
+    Attributes: `layer`, its qualified name in the model; `kind`, the name of its class or function; `reason`; `remedy`.
     """
 
     def __init__(self, layer: str, kind: str, reason: str, remedy: str) -> None:
         super().__init__(f"layer {layer!r} ({kind}): {reason}. {remedy}.")
         self.layer, self.kind, self.reason, self.remedy = layer, kind, reason, remedy
+
+    def at(self, layer: str, kind: str) -> "LayerError":
+        """The same error about a named layer."""
+        return self if self.kind else type(self)(layer, kind, self.reason, self.remedy)
 
 
 class NotHomogeneousError(LayerError):

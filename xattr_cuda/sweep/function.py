@@ -1,12 +1,12 @@
 """The autograd function: an ordinary first-order node whose backward pass is the tangent and the cotangent sweep.
 
 Notation of design section 2. The *own* chain carries the attribution: cotangents g, kept from the attribution sweep,
-and tangents w, swept in the backward pass from (c a + s) x. The *task* chain carries a gradient sent into the output:
+and tangents w, swept in the backward pass from (c a + s) x. The *task* chain carries gradients sent into the outputs:
 cotangents delta, swept in the backward pass, and tangents h. Where the own chain speaks for the output too (one
 output, or the loss is attributed) there is one chain, and s is not zero.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import Any
@@ -18,18 +18,33 @@ from torch.autograd.function import once_differentiable
 from .. import ops
 from .engine import Tape, cotangent_sweep, tangent_sweep
 from .layer import Pair
+from .saved import Saved
 
-INPUT = -1  # the cotangent sweep's name for the network's input
+Tensors = Sequence[Tensor]
+Optionals = Sequence[Tensor | None]
 
 
 @dataclass
 class Step:
-    """One step between its sweeps: what autograd does not need to know."""
+    """One step between its sweeps: what autograd does not need to know. Lists have an entry for each output."""
 
     tape: Tape
-    output: Tensor
-    seed: Tensor  # where the own chain starts: ones, the gradient of the loss, or the cotangent
+    outputs: list[Tensor]
+    seeds: list[Tensor | None]  # where the own chain starts: ones, the gradient of the loss, or the cotangent
     one_output: bool  # the own chain speaks for the output
+
+    def seeded(self) -> dict[int, Tensor]:
+        """The seeds by value."""
+        return by_value(self.tape, self.seeds)
+
+
+def by_value(tape: Tape, cotangents: Optionals) -> dict[int, Tensor]:
+    """Cotangents of the outputs by value; those of an output that is returned twice are added."""
+    found: dict[int, Tensor] = {}
+    for v, g in zip(tape.graph.outputs, cotangents, strict=True):
+        if g is not None:
+            found[v] = found[v] + g if v in found else g
+    return found
 
 
 def _spread(per_sample: Tensor, dims: int) -> Tensor:
@@ -37,103 +52,66 @@ def _spread(per_sample: Tensor, dims: int) -> Tensor:
     return per_sample if per_sample.dim() in (0, dims) else per_sample.reshape(-1, *[1] * (dims - 1))
 
 
-def attribution_of(x: Tensor, g0: Tensor, scale: Tensor | None) -> Tensor:
+def attribution_of(x: Tensor, g0: Tensor | None, scale: Tensor | None) -> Tensor:
     """A = c x * g_0."""
+    if g0 is None:
+        return torch.zeros_like(x)
     attribution = x * g0
     return attribution if scale is None else attribution * _spread(scale, x.dim())
 
 
-@dataclass
-class _Saved:
-    """What the backward pass got back from autograd, with the way to what was left to recompute."""
-
-    tape: Tape
-    x: Tensor | None
-    seed: Tensor
-    inputs: dict[int, Tensor]
-    cotangents: dict[int, Tensor]
-
-    def input_of(self, i: int) -> Tensor:
-        """h: the input of layer i in the forward sweep."""
-        if i == 0:
-            assert self.x is not None
-            return self.x
-        if i in self.inputs:
-            return self.inputs[i]
-        return self.tape.layers[i - 1].tangent(
-            self.input_of(i - 1), self.tape.params[i - 1], self.tape.residuals[i - 1]
-        )
-
-    def cotangent_of(self, i: int) -> Tensor:
-        """g: the cotangent at the output of layer i in the attribution sweep."""
-        if i == len(self.tape.layers) - 1:
-            return self.seed
-        if i in self.cotangents:
-            return self.cotangents[i]
-        above = i + 1
-        return self.tape.layers[above].cotangent(
-            self.cotangent_of(above), self.tape.params[above], self.tape.residuals[above], self.tape.shapes[above]
-        )
-
-
 class SweepFunction(torch.autograd.Function):
-    """(x, cotangent, loss, parameters) -> (output, attribution, loss); None for an absent cotangent or loss.
+    """(inputs, cotangents, loss, parameters) -> (outputs, attributions, loss); None for an absent cotangent or loss.
 
-    With one output the cotangent is the scale c of the attribution; otherwise it is the seed of the own chain.
+    With one output its cotangent is the scale c of the attribution; otherwise cotangents are the seeds of the own
+    chain.
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, step: Step, x: Tensor, cotangent: Tensor | None, loss: Tensor | None, *params: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        tape, trainable = step.tape, step.tape.schedule.trainable
+    def forward(ctx: Any, step: Step, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        tape, inputs, outputs = step.tape, step.tape.graph.inputs, len(step.outputs)
+        stream = iter(tensors)
+        xs = [x for x in islice(stream, inputs) if x is not None]
+        scales = list(islice(stream, outputs))
+        loss = next(stream)
+        scale = scales[0] if step.one_output else None
+        network = frozenset(range(inputs))
         with below_autograd():
-            cotangents = dict(cotangent_sweep(tape, step.seed, tape.schedule.kept_cotangents | {INPUT}))
-            g0 = cotangents.pop(INPUT)
-            attribution = attribution_of(x, g0, cotangent if step.one_output else None)
+            seeds = step.seeded()
+            cotangents = dict(cotangent_sweep(tape, seeds, tape.schedule.kept_cotangents | network))
+            g0 = [cotangents.pop(v, None) for v in range(inputs)]
+            attributions = [attribution_of(x, g, scale) for x, g in zip(xs, g0, strict=True)]
 
-        _, needs_x, needs_cotangent, *_ = ctx.needs_input_grad
+        needs = ctx.needs_input_grad[1:]
+        needs_cotangent = any(needs[inputs : inputs + outputs])
         ctx.set_materialize_grads(False)
         ctx.one_output, ctx.with_loss, ctx.backend = step.one_output, loss is not None, ops.active()
-        ctx.layers, ctx.shapes, ctx.schedule = tape.layers, tape.shapes, tape.schedule
-        ctx.counts = [len(tensors) for tensors in tape.params]
-        ctx.input_keys, ctx.cotangent_keys = list(tape.inputs), list(cotangents)
-        ctx.save_for_backward(
-            x if trainable or needs_cotangent else None,
-            g0 if needs_x or (needs_cotangent and step.one_output) else None,
-            cotangent if step.one_output else None,
-            step.seed,
-            *params,
-            *tape.residuals,
-            *tape.inputs.values(),
-            *cotangents.values(),
+        keep_x = bool(tape.schedule.trainable) or needs_cotangent
+        ctx.restore = Saved.store(
+            ctx,
+            tape,
+            xs=[x if keep_x else None for x in xs],
+            g0=[g if needs[k] or (needs_cotangent and step.one_output) else None for k, g in enumerate(g0)],
+            scale=scale,
+            seeds=seeds,
+            cotangents=cotangents,
         )
-        return step.output, attribution, None if loss is None else loss.clone()
+        return (*step.outputs, *attributions, None if loss is None else loss.clone())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_output: Tensor | None, a: Tensor | None, d_loss: Tensor | None) -> Any:
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         with ops.use_backend(ctx.backend), below_autograd():
-            return _backward(ctx, d_output, a, d_loss)
+            return _backward(ctx, gradients)
 
 
 def sweep_function(
-    step: Step, x: Tensor, cotangent: Tensor | None, loss: Tensor | None, *params: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """SweepFunction applied."""
-    result: tuple[Tensor, Tensor, Tensor | None] = SweepFunction.apply(step, x, cotangent, loss, *params)  # type: ignore[no-untyped-call]
-    return result
-
-
-def _restore(ctx: Any) -> tuple[_Saved, Tensor | None, Tensor | None]:
-    """Saved tensors back in their places: (saved, g0, scale)."""
-    x, g0, scale, seed, *rest = ctx.saved_tensors
-    stream = iter(rest)
-    params = [tuple(islice(stream, count)) for count in ctx.counts]
-    residuals = list(islice(stream, len(ctx.layers)))
-    inputs = {i: next(stream) for i in ctx.input_keys}
-    cotangents = {i: next(stream) for i in ctx.cotangent_keys}
-    return _Saved(Tape(ctx.layers, params, ctx.schedule, ctx.shapes, residuals), x, seed, inputs, cotangents), g0, scale
+    step: Step, xs: Tensors, cotangents: Optionals, loss: Tensor | None, params: Tensors
+) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+    """SweepFunction applied: (outputs, attributions, loss)."""
+    results: Sequence[Any] = SweepFunction.apply(step, *xs, *cotangents, loss, *params)  # type: ignore[no-untyped-call]
+    outputs = len(step.outputs)
+    return list(results[:outputs]), list(results[outputs:-1]), results[-1]
 
 
 def _factor(a: Tensor | None, s: Tensor | None, scale: Tensor | None, dims: int) -> Tensor | None:
@@ -147,68 +125,99 @@ def _factor(a: Tensor | None, s: Tensor | None, scale: Tensor | None, dims: int)
 
 @dataclass
 class _Chain:
-    """A chain in the backward pass: its cotangent at a layer's output, and its tangents, in order."""
+    """A chain in the backward pass: its cotangent at a value, if one reaches it, and its tangents, in order."""
 
-    cotangent_of: Callable[[int], Tensor]
+    cotangent_of: Callable[[int], Tensor | None]
     tangents: Iterator[Tensor]
 
 
-def _parameter_gradients(ctx: Any, saved: _Saved, chains: list[_Chain]) -> list[Tensor | None]:
+def _parameter_gradients(saved: Saved, counts: Sequence[int], chains: list[_Chain]) -> list[Tensor | None]:
     tape = saved.tape
-    gradients: list[Tensor | None] = [None] * sum(ctx.counts)
+    gradients: list[Tensor | None] = [None] * sum(counts)
     if not chains:
         return gradients
-    first = list(accumulate(ctx.counts, initial=0))
-    for i in ctx.schedule.trainable:
-        pairs: list[Pair] = [(chain.cotangent_of(i), next(chain.tangents)) for chain in chains]
-        gradients[first[i] : first[i + 1]] = tape.layers[i].parameter_gradients(
-            pairs, tape.params[i], tape.residuals[i]
-        )
+    first = list(accumulate(counts, initial=0))
+    for i in tape.schedule.trainable:
+        pairs: list[Pair] = []
+        for chain in chains:
+            v = next(chain.tangents)
+            g = chain.cotangent_of(tape.graph.inputs + i)
+            if g is not None:
+                pairs.append((g, v))
+        if pairs:
+            found = tape.layers[i].parameter_gradients(tape.frame(i), pairs)
+            gradients[first[i] : first[i] + len(found)] = found
     return gradients
 
 
-def _backward(ctx: Any, d_output: Tensor | None, a: Tensor | None, d_loss: Tensor | None) -> Any:
-    saved, g0, scale = _restore(ctx)
-    tape, x, trainable = saved.tape, saved.x, ctx.schedule.trainable
-    _, needs_x, needs_cotangent, needs_loss, *_ = ctx.needs_input_grad
-    one_chain = ctx.one_output or ctx.with_loss
+def _own_chain(
+    saved: Saved, factors: Optionals, needs_output_tangent: bool
+) -> tuple[_Chain | None, Callable[[], list[Tensor]]]:
+    """The own chain, and the tangents of the outputs at its end."""
+    trainable = saved.tape.schedule.trainable
+    if not (trainable or needs_output_tangent) or all(f is None for f in factors):
+        return None, list
+    starts = [torch.zeros_like(x) if f is None else f * x for f, x in zip(factors, saved.inputs(), strict=True)]
+    tangents = tangent_sweep(saved.tape, starts, trainable, needs_output_tangent)
+    return _Chain(saved.cotangent_of, tangents), lambda: list(tangents)
+
+
+def _scale_gradient(saved: Saved, attributed: Optionals) -> Tensor | None:
+    """dL/dc = sum over the features of a * x * g_0."""
+    total: Tensor | None = None
+    for a, x, g0 in zip(attributed, saved.inputs(), saved.g0, strict=True):
+        if a is not None and g0 is not None:
+            products = a * x * g0
+            products = products.flatten(1).sum(1) if products.dim() > 1 else products
+            total = products if total is None else total + products
+    assert saved.scale is not None
+    return None if total is None else total.view(saved.scale.shape)
+
+
+def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+def _backward(ctx: Any, gradients: Optionals) -> Any:
+    saved: Saved = ctx.restore(ctx.saved_tensors)
+    tape, trainable = saved.tape, saved.tape.schedule.trainable
+    inputs, outputs = tape.graph.inputs, len(tape.graph.outputs)
+    d_outputs, attributed, d_loss = gradients[:outputs], gradients[outputs:-1], gradients[-1]
+    needs = ctx.needs_input_grad[1:]
+    needs_x, needs_cotangents, needs_loss = needs[:inputs], needs[inputs : inputs + outputs], needs[inputs + outputs]
     chains: list[_Chain] = []
-    dx = d_cotangent = None
+    d_cotangents: list[Tensor | None] = [None] * outputs
 
-    s = d_output if ctx.one_output else d_loss
-    factor = _factor(a, s, scale, len(tape.shapes[0]))
-    output_tangent = needs_cotangent and not ctx.one_output and a is not None
-    if factor is not None and (trainable or output_tangent):
-        assert x is not None
-        ends = [len(tape.layers)] if output_tangent else []
-        chains.append(_Chain(saved.cotangent_of, tangent_sweep(tape, factor * x, {*trainable, *ends})))
-    if factor is not None and needs_x:
-        assert g0 is not None
-        dx = factor * g0
-    if needs_cotangent and ctx.one_output and a is not None:
-        assert g0 is not None
-        assert x is not None
-        products = a * x * g0
-        d_cotangent = products.flatten(1).sum(1) if products.dim() > 1 else products
+    s = d_outputs[0] if ctx.one_output else d_loss
+    factors = [_factor(a, s, saved.scale, len(tape.shapes[k])) for k, a in enumerate(attributed)]
+    output_tangents = not ctx.one_output and any(needs_cotangents) and any(a is not None for a in attributed)
+    own, ends = _own_chain(saved, factors, output_tangents)
+    if own is not None:
+        chains.append(own)
+    dx = [
+        f * g if needed and f is not None and g is not None else None
+        for needed, f, g in zip(needs_x, factors, saved.g0, strict=True)
+    ]
+    if ctx.one_output and any(needs_cotangents):
+        d_cotangents = [_scale_gradient(saved, attributed)]
 
-    if d_output is not None and not ctx.one_output:
-        wanted = {*trainable, *([INPUT] if needs_x else [])}
-        deltas = dict(cotangent_sweep(tape, d_output, wanted))
-        if needs_x:
-            delta0 = deltas.pop(INPUT)
-            dx = delta0 if dx is None else dx + delta0
+    if not ctx.one_output and any(d is not None for d in d_outputs):
+        wanted = {inputs + i for i in trainable} | {k for k, needed in enumerate(needs_x) if needed}
+        deltas = dict(cotangent_sweep(tape, by_value(tape, d_outputs), frozenset(wanted)))
+        dx = [_add(d, deltas.pop(k, None)) for k, d in enumerate(dx)]
         # With one chain the h were not saved; sweeping x through the masks finds them again.
-        if trainable:
-            assert x is not None
-            h = tangent_sweep(tape, x, trainable) if one_chain else map(saved.input_of, trainable)
-            chains.append(_Chain(deltas.pop, h))
+        if trainable and ctx.with_loss:
+            chains.append(_Chain(lambda v: deltas.pop(v, None), tangent_sweep(tape, saved.inputs(), trainable, False)))
+        elif trainable:
+            h = (saved.input_of(tape.graph.reads[i][0]) for i in trainable)
+            chains.append(_Chain(lambda v: deltas.pop(v, None), h))
 
-    gradients = _parameter_gradients(ctx, saved, chains if trainable else [])
-    if output_tangent:
-        d_cotangent = next(chains[0].tangents)
-    if d_cotangent is not None and scale is not None:
-        d_cotangent = d_cotangent.view(scale.shape)
-    return None, dx, d_cotangent, d_loss if needs_loss else None, *gradients
+    d_params = _parameter_gradients(saved, ctx.restore.counts, chains if trainable else [])
+    if output_tangents:
+        d_cotangents = [t if n else None for t, n in zip(ends(), needs_cotangents, strict=True)]
+    return None, *dx, *d_cotangents, d_loss if needs_loss else None, *d_params
 
 
 def below_autograd() -> Any:

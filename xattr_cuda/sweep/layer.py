@@ -1,70 +1,82 @@
-"""What a layer type must know to take part in the sweeps of design section 2: the interface of a rule."""
+"""What a layer must know to take part in the sweeps of design section 2: the interface of a rule."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .errors import NotHomogeneousError, UnsupportedLayerError
-from .schedule import Traits
 
 Pair = tuple[Tensor, Tensor]
 """One chain at one layer: the cotangent at its output and the tangent at its input."""
 
+Residual = tuple[Tensor, ...]
+"""The activation pattern that a forward map found: packed masks, indices, statistics; often nothing."""
+
+
+class Frame(NamedTuple):
+    """What the forward sweep left behind at one layer, for the other sweeps."""
+
+    params: tuple[Tensor, ...]
+    shapes: tuple[torch.Size, ...]  # of its inputs
+    out_shape: torch.Size
+    residual: Residual
+
 
 class Layer(ABC):
-    """A layer during one step: its settings, read from the module when the step begins.
+    """A layer: its settings, and its maps. It holds no tensor of the step, so that autograd alone decides how long
+    tensors live; parameters and all that the forward map found are handed in.
 
-    For the activation pattern of the batch a layer is linear. `forward` finds the pattern and returns it as the
-    residual; `tangent` and `cotangent` apply the linear map and its transpose. Parameters are handed in, not kept,
-    so that autograd alone decides how long they and everything else live.
+    For the activation pattern of the batch a layer is linear in its inputs. `forward` finds the pattern and returns it
+    as the residual; `tangent` and `cotangent` apply the linear map and its transpose. No map may write to its
+    arguments. A layer with parameters has one input.
     """
 
-    product: ClassVar[bool] = False
-    """Multiplies by a weight and has `masked` forms, which apply a neighbouring activation on the way out."""
+    fuses: ClassVar[bool] = False
+    """Has forms that apply a neighbouring activation on the way out; see fusion.py."""
     maskable: ClassVar[bool] = False
-    """Is an activation that a product can apply while it has one slope at most."""
+    """Is an activation that such a form can apply while it has one slope at most."""
     recomputes: ClassVar[bool] = False
     """Has cheap maps (no product): tensors beside such a layer are recomputed, not saved."""
+    aliases: ClassVar[bool] = False
+    """In PyTorch its output may share memory with its input."""
+    rectifies: ClassVar[bool] = False
+    """Commutes with ReLU, and returns fewer elements than it takes."""
+    keeps: ClassVar[int | None] = None
+    """How many of its parameters, from the first, the backward pass needs; None: all."""
 
-    def __init__(self, name: str, module: Any) -> None:
-        self.name = name
-        self.kind = type(module).__name__
+    name: str = ""  # the qualified name in the model; it and the kind are set when the layer joins a program
+    kind: str = ""  # of the module's class or of the function
 
-    def parameters(self, module: Any) -> tuple[Tensor, ...]:
-        """The parameters that the layer's maps depend on."""
+    @abstractmethod
+    def forward(self, params: Sequence[Tensor], *inputs: Tensor) -> tuple[Tensor, Residual]:
+        """The layer's inputs to (output, residual)."""
+
+    @abstractmethod
+    def tangent(self, frame: Frame, *tangents: Tensor) -> Tensor:
+        """The layer's linear map: tangents at its inputs to the tangent at its output."""
+
+    @abstractmethod
+    def cotangent(self, frame: Frame, g: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Its transpose: the cotangent at the output to that at the input, or a tuple of them for several inputs."""
+
+    def parameter_gradients(self, frame: Frame, pairs: Sequence[Pair]) -> tuple[Tensor | None, ...]:
+        """Gradients of the parameters: the sum over one or two chains of d<g, layer(v)> / d parameter."""
         return ()
 
-    @abstractmethod
-    def forward(self, h: Tensor, params: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """h, the layer's input, to (output, residual)."""
+    @property
+    def where(self) -> str:
+        """The layer as messages name it."""
+        return f"layer {self.name!r} ({self.kind})"
 
-    @abstractmethod
-    def tangent(self, v: Tensor, params: Sequence[Tensor], residual: Tensor | None) -> Tensor:
-        """The layer's linear map: a tangent at the input to the tangent at the output."""
 
-    @abstractmethod
-    def cotangent(self, g: Tensor, params: Sequence[Tensor], residual: Tensor | None, shape: torch.Size) -> Tensor:
-        """Its transpose: a cotangent at the output to the cotangent at the input, which has `shape`."""
+def not_homogeneous(reason: str, remedy: str) -> NotHomogeneousError:
+    """What a rule raises for settings without a closed form; whoever called the rule adds the layer's name."""
+    return NotHomogeneousError("", "", reason, remedy)
 
-    def parameter_gradients(
-        self, pairs: Sequence[Pair], params: Sequence[Tensor], residual: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """Gradients of the parameters: the sum over one or two chains."""
-        return ()
 
-    def traits(self, params: Sequence[Tensor]) -> Traits:
-        """What the schedule needs to know."""
-        trainable, one_slope = False, True
-        for p in params:
-            trainable = trainable or p.requires_grad
-            one_slope = one_slope and p.numel() == 1
-        return Traits(self.product, self.maskable and one_slope, self.recomputes, trainable)
-
-    def not_homogeneous(self, reason: str, remedy: str) -> NotHomogeneousError:
-        return NotHomogeneousError(self.name, self.kind, reason, remedy)
-
-    def unsupported(self, reason: str, remedy: str) -> UnsupportedLayerError:
-        return UnsupportedLayerError(self.name, self.kind, reason, remedy)
+def unsupported(reason: str, remedy: str) -> UnsupportedLayerError:
+    """What a rule raises for settings that it cannot carry; whoever called the rule adds the layer's name."""
+    return UnsupportedLayerError("", "", reason, remedy)

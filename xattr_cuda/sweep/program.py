@@ -1,37 +1,140 @@
-"""Tracing: from a module to its program, the chain of layers that the sweeps run through.
+"""A program: the graph of layers that the sweeps run through, and its binding to a model at each step.
 
 A program holds positions, not modules: every step reads the live modules again, so a replaced parameter, a changed
 dropout rate or a swapped layer is always seen. Programs are cached beside the module, by its structure.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import Tensor, fx, nn
+import torch
+from torch import Tensor, nn
 
-from .errors import LayerError, NotHomogeneousError, UnsupportedLayerError
+from .arguments import map_leaves
+from .errors import LayerError, UnsupportedLayerError
 from .layer import Layer
-from .rules import reason_not_homogeneous, rule_of, supported
-from .schedule import Schedule, schedule
+from .rules.registry import Constant, ModuleRule, Size, Value, rule_of
+from .schedule import Graph, Schedule, Traits, schedule
 
-Signature = tuple[tuple[int, type[nn.Module], bool], ...]
+Signature = tuple[Any, ...]
+
+_PLAIN = (bool, int, float, str, tuple, type(None))
+SHAPE_READERS: dict[Any, Callable[..., Any]] = {
+    "shape": lambda shape: shape,
+    "size": lambda shape, dim=None: shape if dim is None else shape[dim],
+    "ndim": len,
+    "dim": len,
+    "ndimension": len,
+    "numel": math.prod,
+    "nelement": math.prod,
+    torch.numel: math.prod,
+    len: lambda shape: shape[0],
+}
+"""What a forward may ask of a tensor without looking at its values, as functions of its shape."""
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A call whose result the layers need: of a shape reader, or of a function of sizes, constants and numbers."""
+
+    target: Any
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    method: bool = False  # target names a method of the first argument
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A tensor of the model: the attribute of a module, by the module's position and its qualified name."""
+
+    position: int
+    path: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An argument of the model's forward that is held constant."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A layer in a program. Value i is the network's input i, or the output of instruction i - number of inputs."""
+
+    name: str
+    kind: str
+    inputs: tuple[int, ...]
+    params: tuple[int, ...]  # indices of constants
+    layer_type: type[Layer]
+    rule: ModuleRule | None = None  # of a module: the layer is built anew at every step ...
+    position: int = 0  # ... from the module at this position
+    layer: Layer | None = None  # of a function call: the layer is built once
+    rebuild: Callable[[Callable[[Size], Any]], Layer] | None = None  # ... or when the sizes that it needs are known
 
 
 @dataclass(frozen=True)
 class Program:
-    """A chain of layers: for each its position in `occurrences(model)`, its qualified name and its rule."""
+    """Instructions in an order in which they can run, and what else they need."""
 
-    layers: tuple[tuple[int, str, type[Layer]], ...]
+    inputs: int
+    instructions: tuple[Instruction, ...]
+    constants: tuple[Attribute | Extra | Expression, ...]
+    sizes: tuple[Expression, ...]
+    outputs: tuple[int, ...]
+    structure: Any  # what the model returns, with positions in `outputs` for tensors
+    schedules: dict[tuple[Traits, ...], Schedule] = field(default_factory=dict, compare=False)
+
+    @property
+    def graph(self) -> Graph:
+        return Graph(self.inputs, tuple(i.inputs for i in self.instructions), self.outputs)
+
+    def schedule(self, traits: tuple[Traits, ...]) -> Schedule:
+        """The schedule for layers of these traits, made once."""
+        if traits not in self.schedules:
+            self.schedules[traits] = schedule(self.graph, traits)
+        return self.schedules[traits]
+
+    def size(self, size: Size, shapes: Sequence[torch.Size]) -> Any:
+        """What a size is for values of these shapes."""
+        expression = self.sizes[size.index]
+
+        def known(a: Any) -> Any:
+            if isinstance(a, Value):
+                return shapes[a.index]
+            return self.size(a, shapes) if isinstance(a, Size) else a
+
+        args, kwargs = map_leaves(known, (expression.args, expression.kwargs))
+        return expression.target(*args, **kwargs)
 
 
 @dataclass(frozen=True)
 class BoundProgram:
     """A program during one step: its layers with the settings and parameters that the modules have now."""
 
+    program: Program
     layers: list[Layer]
     params: list[tuple[Tensor, ...]]
     schedule: Schedule
+
+    def layer(self, i: int, shapes: Sequence[torch.Size]) -> Layer:
+        """Layer i, its settings known now that all values before it have shapes."""
+        rebuild = self.program.instructions[i].rebuild
+        if rebuild is not None:
+            instruction = self.program.instructions[i]
+            layer = rebuild(lambda size: self.program.size(size, shapes))
+            self.layers[i] = named(layer, instruction.name, instruction.kind)
+        return self.layers[i]
+
+
+def named(layer: Layer, name: str, kind: str) -> Layer:
+    """The layer, which knows now how messages call it."""
+    layer.name, layer.kind = name, kind
+    return layer
 
 
 def occurrences(model: nn.Module) -> list[nn.Module]:
@@ -43,80 +146,28 @@ def occurrences(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _signature(modules: list[nn.Module]) -> Signature:
-    """What a trace depends on: types, modes, and which occurrences are one module."""
+def settings_of(module: nn.Module) -> tuple[tuple[str, Any], ...]:
+    """(name, value) of a module's plain attributes, its mode among them."""
+    return tuple([(k, v) for k, v in vars(module).items() if isinstance(v, _PLAIN)])
+
+
+def _traced_settings(module: nn.Module) -> tuple[tuple[str, Any], ...]:
+    """The settings of a module that a trace goes through: its forward may depend on them."""
+    kind = type(module)
+    return () if rule_of(kind) is not None or kind.__module__.startswith("torch.nn.") else settings_of(module)
+
+
+def signature_of(modules: list[nn.Module]) -> Signature:
+    """What a trace depends on: types, modes, plain settings, and which occurrences are one module."""
     first: dict[nn.Module, int] = {}
-    return tuple([(first.setdefault(m, i), type(m), m.training) for i, m in enumerate(modules)])
+    return tuple([(first.setdefault(m, i), type(m), m.training, _traced_settings(m)) for i, m in enumerate(modules)])
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return rule_of(type(m)) is not None or super().is_leaf_module(m, module_qualified_name)
-
-
-def _refuse(name: str, module: nn.Module) -> LayerError:
-    kind = type(module).__name__
-    if answer := reason_not_homogeneous(module):
-        return NotHomogeneousError(name, kind, *answer)
-    return UnsupportedLayerError(
-        name, kind, "no rule tells the sweeps how to pass through it", f"Supported are {supported()}"
-    )
-
-
-def _chain(graph: fx.Graph, model: nn.Module) -> list[str]:
-    """Qualified names of the modules between the graph's output and its first input, in order."""
-    kind = type(model).__name__
-    node: Any = next(n for n in reversed(graph.nodes) if n.op == "output").args[0]
-    names: list[str] = []
-    while isinstance(node, fx.Node) and node.op == "call_module" and len(node.all_input_nodes) == 1:
-        names.append(str(node.target))
-        node = node.all_input_nodes[0]
-    if not isinstance(node, fx.Node):
-        raise UnsupportedLayerError("", kind, "its forward does not return one tensor", "Return the output alone")
-    if node.op != "placeholder":
-        where = f"{node.op} {getattr(node.target, '__name__', node.target)!s}"
-        raise UnsupportedLayerError(
-            "",
-            kind,
-            f"its forward is not a chain of modules (met {where})",
-            f"Write it as a chain of {supported()}",
-        )
-    return names[::-1]
-
-
-def _trace(model: nn.Module, modules: list[nn.Module]) -> Program:
-    if rule := rule_of(type(model)):
-        return Program(((0, type(model).__name__, rule),))
-    if answer := reason_not_homogeneous(model):
-        raise NotHomogeneousError("", type(model).__name__, *answer)
-    try:
-        graph = _Tracer().trace(model)
-    except Exception as error:
-        raise UnsupportedLayerError(
-            "",
-            type(model).__name__,
-            f"its forward cannot be traced: {error}",
-            "Give xattr_cuda the bare module, not a wrapper (DistributedDataParallel and torch.compile go around "
-            "xa.Sweep), and keep its forward free of branches on data",
-        ) from error
-    position = {id(m): i for i, m in reversed(list(enumerate(modules)))}
-    layers = []
-    for name in _chain(graph, model):
-        module = model.get_submodule(name)
-        rule = rule_of(type(module))
-        if rule is None:
-            raise _refuse(name, module)
-        layers.append((position[id(module)], name, rule))
-    return Program(tuple(layers))
-
-
-_programs: WeakKeyDictionary[nn.Module, dict[Signature, Program]] = WeakKeyDictionary()
-
-
-def _check_hooks(model: nn.Module, modules: list[nn.Module]) -> None:
+def hooked(model: nn.Module, modules: list[nn.Module]) -> Iterator[UnsupportedLayerError]:
+    """An error for every module with hooks."""
     for module in modules:
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-            raise UnsupportedLayerError(
+            yield UnsupportedLayerError(
                 next(name for name, m in model.named_modules() if m is module),
                 type(module).__name__,
                 "it has forward or backward hooks, which a sweep would skip",
@@ -124,27 +175,87 @@ def _check_hooks(model: nn.Module, modules: list[nn.Module]) -> None:
             )
 
 
-def bind(model: nn.Module) -> BoundProgram:
+def constants_of(program: Program, read: Callable[[Attribute | Extra], Any]) -> list[Any]:
+    """The program's constants, in the live graph of autograd: a layer may use a function of a parameter."""
+    values: list[Any] = []
+
+    def known(a: Any) -> Any:
+        return values[a.index] if isinstance(a, Constant) else a
+
+    for constant in program.constants:
+        if isinstance(constant, Expression):
+            args, kwargs = map_leaves(known, (constant.args, constant.kwargs))
+            call = getattr(args[0], constant.target) if constant.method else constant.target
+            values.append(call(*args[1:], **kwargs) if constant.method else call(*args, **kwargs))
+        else:
+            values.append(read(constant))
+    return values
+
+
+def bound(program: Program, modules: list[nn.Module], constants: Sequence[Any]) -> BoundProgram:
+    """The program with layers built from the modules as they are, and the given constants."""
+    layers, params, traits = [], [], []
+    for instruction in program.instructions:
+        layer = instruction.layer
+        if instruction.rule is not None:
+            layer = _built(instruction, modules[instruction.position])
+        assert layer is not None
+        tensors = tuple([constants[i] for i in instruction.params])
+        layers.append(layer)
+        params.append(tensors)
+        traits.append(traits_of(layer, tensors))
+    return BoundProgram(program, layers, params, program.schedule(tuple(traits)))
+
+
+def _built(instruction: Instruction, module: nn.Module) -> Layer:
+    """The layer of a module with the settings that it has now."""
+    assert instruction.rule is not None
+    try:
+        layer = instruction.rule.build(module)
+    except LayerError as error:
+        raise error.at(instruction.name, instruction.kind) from None
+    return named(layer, instruction.name, instruction.kind)
+
+
+def traits_of(layer: Layer, params: Sequence[Tensor]) -> Traits:
+    """What the schedule needs to know of a layer."""
+    trainable, one_slope = False, True
+    for p in params:
+        trainable = trainable or p.requires_grad
+        one_slope = one_slope and p.numel() == 1
+    return Traits(layer.fuses, layer.maskable and one_slope, layer.recomputes, trainable)
+
+
+_programs: WeakKeyDictionary[nn.Module, dict[Signature, Program]] = WeakKeyDictionary()
+
+
+def program_of(model: nn.Module, modules: list[nn.Module], inputs: int, extras: Sequence[Any]) -> Program:
+    """The program of a model as it is now, traced where it has changed."""
+    from .trace import trace
+
+    given = tuple([None if isinstance(e, Tensor) else e for e in extras])
+    signature = (inputs, given, signature_of(modules))
+    cache = _programs.setdefault(model, {})
+    if signature not in cache:
+        cache[signature] = trace(model, modules, inputs, extras)
+    return cache[signature]
+
+
+def bind(model: nn.Module, inputs: int = 1, extras: Sequence[Any] = ()) -> BoundProgram:
     """The program of a model, bound to its modules as they are now.
 
-    Raises NotHomogeneousError or UnsupportedLayerError with the layer's qualified name. A forward that depends on
-    plain attributes of its module is traced once for each structure and mode: such an attribute must not change.
+    Raises NotHomogeneousError or UnsupportedLayerError with the layer's qualified name.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` is a {type(model).__name__}; wanted a torch.nn.Module")
     modules = occurrences(model)
-    signature = _signature(modules)
-    cache = _programs.setdefault(model, {})
-    if signature not in cache:
-        cache[signature] = _trace(model, modules)
-    program = cache[signature]
-    _check_hooks(model, modules)
-    layers, params, traits = [], [], []
-    for position, name, rule in program.layers:
-        module = modules[position]
-        layer = rule(name, module)
-        tensors = layer.parameters(module)
-        layers.append(layer)
-        params.append(tensors)
-        traits.append(layer.traits(tensors))
-    return BoundProgram(layers, params, schedule(tuple(traits)))
+    program = program_of(model, modules, inputs, extras)
+    for error in hooked(model, modules):
+        raise error
+
+    def read(constant: Attribute | Extra) -> Any:
+        if isinstance(constant, Extra):
+            return extras[constant.index]
+        return getattr(modules[constant.position], constant.name)
+
+    return bound(program, modules, constants_of(program, read))

@@ -1,72 +1,183 @@
-"""What a step will do, decided before it starts from the kinds of its layers and from what is to be trained.
+"""What a step will do, decided before it starts from the graph of layers, their kinds and what is to be trained.
 
-Fusion is a peephole: a product followed, in the direction of a sweep, by an activation becomes one operator. What is
-saved for the backward pass is what cannot be recomputed without a product from something that is there anyway.
+Fusion is a peephole: a product followed, in the direction of a sweep, by an activation that nothing else feeds or reads
+becomes one stage. What is saved for the backward pass is what cannot be recomputed without a product from something
+that is there anyway.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
-
-Stage = tuple[int, int | None]
-"""A layer, and the neighbouring activation that it applies on its way out, if any."""
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 
 class Traits(NamedTuple):
     """What the schedule needs to know of a layer."""
 
-    product: bool  # multiplies by a weight, and can apply an activation
-    maskable: bool  # is an activation that a product can apply
+    fuses: bool  # can apply a neighbouring activation on its way out
+    maskable: bool  # is an activation that can be applied so
     recomputes: bool  # its maps are cheap enough to run again instead of saving their results
     trainable: bool
 
 
+class Graph(NamedTuple):
+    """Which values the layers read. Value v is input v, or the output of layer v - inputs."""
+
+    inputs: int
+    reads: tuple[tuple[int, ...], ...]  # of each layer, in an order in which they can run
+    outputs: tuple[int, ...]
+
+    def readers(self) -> list[list[int]]:
+        """The layers that read each value; a layer that reads it twice is there twice."""
+        found: list[list[int]] = [[] for _ in range(self.inputs + len(self.reads))]
+        for i, values in enumerate(self.reads):
+            for v in values:
+                found[v].append(i)
+        return found
+
+
+class Stage(NamedTuple):
+    """A layer, and the neighbouring activation that it applies on its way out."""
+
+    layer: int
+    activation: int | None
+    dead: tuple[int, ...] = ()  # on the way up: values that no later stage reads
+    passes: bool = True  # something beyond wants what the layer makes
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """The stages of the sweeps up (forward, tangent) and down (cotangent), and what the backward pass needs."""
+    """What is trained, what is kept for the backward pass, and the stages of sweeps, planned when first asked for."""
 
-    up: tuple[Stage, ...]
-    down: tuple[Stage, ...]
+    graph: Graph
+    traits: tuple[Traits, ...]
     trainable: tuple[int, ...]
-    kept_inputs: frozenset[int]  # layers whose forward input two chains save
-    kept_cotangents: frozenset[int]  # layers whose output cotangent is saved from the attribution sweep
+    kept_inputs: frozenset[int]  # values of the forward sweep that two chains save
+    kept_cotangents: frozenset[int]  # values whose cotangent is saved from the attribution sweep
+    readers: list[list[int]]  # the layers that read each value
+    _plans: dict[Any, tuple[Stage, ...]] = field(default_factory=dict, compare=False)
+
+    def stages_down(self, wanted: frozenset[int]) -> tuple[Stage, ...]:
+        """The stages of a cotangent sweep that serves the cotangents of the values `wanted`."""
+        if wanted not in self._plans:
+            self._plans[wanted] = _down(self.graph, self.traits, wanted)
+        return self._plans[wanted]
+
+    def stages_up(self, layers: tuple[int, ...], outputs: bool) -> tuple[Stage, ...]:
+        """The stages of a tangent sweep that serves what these layers read, and the network's outputs if asked to."""
+        key = (layers, outputs)
+        if key not in self._plans:
+            self._plans[key] = _up(self.graph, self.traits, layers, self.graph.outputs if outputs else ())
+        return self._plans[key]
 
 
-def _stages(order: Sequence[int], traits: Sequence[Traits]) -> tuple[Stage, ...]:
+def _ancestors(graph: Graph, wanted: Iterable[int]) -> set[int]:
+    """The values from which `wanted` are made, and they themselves."""
+    found = set(wanted)
+    for i in reversed(range(len(graph.reads))):
+        if graph.inputs + i in found:
+            found.update(graph.reads[i])
+    return found
+
+
+def _joins(traits: Sequence[Traits], product: int, activation: int) -> bool:
+    # The tensor between a product and a trainable activation is needed for the gradient of its slopes.
+    return traits[product].fuses and traits[activation].maskable and not traits[activation].trainable
+
+
+def _up(graph: Graph, traits: Sequence[Traits], layers: Collection[int], outputs: Collection[int]) -> tuple[Stage, ...]:
+    """Layers in order, as far as they lead to what `layers` read or to `outputs`."""
+    needed, readers = _ancestors(graph, {*outputs, *(v for i in layers for v in graph.reads[i])}), graph.readers()
     stages: list[Stage] = []
-    fused: int | None = None
-    for place, i in enumerate(order):
-        if i == fused:
+    fused: set[int] = set()
+    for i in range(len(graph.reads)):
+        out = graph.inputs + i
+        if i in fused or (out not in needed and i not in layers):
             continue
-        neighbour = order[place + 1] if place + 1 < len(order) else None
-        # The tensor between a product and a trainable activation is needed for the gradient of its slopes.
-        joins = neighbour is not None and traits[neighbour].maskable and not traits[neighbour].trainable
-        fused = neighbour if traits[i].product and joins else None
-        stages.append((i, fused))
+        activation = None
+        if len(readers[out]) == 1 and out not in graph.outputs and out in needed:
+            (follower,) = readers[out]
+            if _joins(traits, i, follower) and graph.inputs + follower in needed:
+                activation = follower
+                fused.add(follower)
+        stages.append(Stage(i, activation, passes=out in needed))
+    return _with_dead(graph, stages)
+
+
+def _with_dead(graph: Graph, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages, each with the values that no later one reads."""
+    last: dict[int, int] = {}
+    for place, stage in enumerate(stages):
+        for v in graph.reads[stage.layer]:
+            last[v] = place
+        if stage.passes:
+            last[graph.inputs + (stage.layer if stage.activation is None else stage.activation)] = place
+    dead: dict[int, list[int]] = {}
+    for v, place in last.items():
+        if v not in graph.outputs:
+            dead.setdefault(place, []).append(v)
+    return tuple(stage._replace(dead=tuple(dead.get(place, ()))) for place, stage in enumerate(stages))
+
+
+def _down(graph: Graph, traits: Sequence[Traits], wanted: Collection[int]) -> tuple[Stage, ...]:
+    """Layers in reverse, as far as a wanted value lies below their inputs."""
+    below: set[int] = set(wanted)
+    for i, values in enumerate(graph.reads):
+        if not below.isdisjoint(values):
+            below.add(graph.inputs + i)
+    readers = graph.readers()
+    stages: list[Stage] = []
+    fused: set[int] = set()
+    for i in reversed(range(len(graph.reads))):
+        if i in fused or below.isdisjoint(graph.reads[i]):
+            if graph.inputs + i in wanted:  # its cotangent is served, but leads nowhere
+                stages.append(Stage(i, None, passes=False))
+            continue
+        v = graph.reads[i][0]
+        activation = v - graph.inputs
+        alone = len(graph.reads[i]) == 1 and len(readers[v]) == 1 and v not in graph.outputs and v not in wanted
+        joins = alone and activation >= 0 and _joins(traits, i, activation)
+        if joins:
+            fused.add(activation)
+        stages.append(Stage(i, activation if joins else None))
     return tuple(stages)
 
 
-def _kept(order: Iterable[int], traits: Sequence[Traits]) -> frozenset[int]:
-    """Trainable layers for which the tensor that reaches them along `order` must be saved."""
-    kept, known = set(), True  # what enters the first layer is there anyway
-    for i in order:
-        if traits[i].trainable and not known:
-            kept.add(i)
-            known = True
-        known = known and traits[i].recomputes
+def _kept_inputs(graph: Graph, traits: Sequence[Traits]) -> frozenset[int]:
+    """Values that the trainable layers read and that cannot be found again cheaply."""
+    known, kept = set(range(graph.inputs)), set()
+    for i, values in enumerate(graph.reads):
+        if traits[i].trainable:
+            missing = set(values) - known
+            kept |= missing
+            known |= missing
+        if traits[i].recomputes and known.issuperset(values):
+            known.add(graph.inputs + i)
     return frozenset(kept)
 
 
-@lru_cache(maxsize=4096)
-def schedule(traits: tuple[Traits, ...]) -> Schedule:
-    """The schedule of a chain of layers."""
-    up = range(len(traits))
-    down = up[::-1]
+def _kept_cotangents(graph: Graph, traits: Sequence[Traits]) -> frozenset[int]:
+    """Values whose cotangent the trainable layers need and that cannot be found again cheaply."""
+    readers = graph.readers()
+    known, kept = set(), set()
+    for i in reversed(range(len(graph.reads))):
+        out = graph.inputs + i
+        seeded = out in graph.outputs
+        above = all(traits[r].recomputes and graph.inputs + r in known for r in readers[out])
+        if (seeded and not readers[out]) or (not seeded and above):
+            known.add(out)
+        if traits[i].trainable and out not in known:
+            kept.add(out)
+            known.add(out)
+    return frozenset(kept)
+
+
+def schedule(graph: Graph, traits: tuple[Traits, ...]) -> Schedule:
+    """The schedule of a graph of layers."""
     return Schedule(
-        up=_stages(up, traits),
-        down=_stages(down, traits),
-        trainable=tuple(i for i in up if traits[i].trainable),
-        kept_inputs=_kept(up, traits),
-        kept_cotangents=_kept(down, traits),
+        graph=graph,
+        traits=traits,
+        trainable=tuple(i for i, t in enumerate(traits) if t.trainable),
+        kept_inputs=_kept_inputs(graph, traits),
+        kept_cotangents=_kept_cotangents(graph, traits),
+        readers=graph.readers(),
     )

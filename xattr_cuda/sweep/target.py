@@ -1,7 +1,7 @@
 """From a target to the cotangent of the output: which output of each sample is attributed."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,9 +48,10 @@ def _label_tensor(target: Tensor, output: Tensor) -> Tensor:
             "wanted one index a sample, [B], and outputs [B, C]"
         )
     labels = target.to(output.device, torch.int64)
-    # Reading the values would stall a GPU, whose scatter checks them itself.
+    # Reading the values would stall a GPU, whose scatter checks them itself, and break a compiled graph.
     if (
         labels.device.type == "cpu"
+        and not torch.compiler.is_compiling()
         and len(labels)
         and not 0 <= int(labels.min()) <= int(labels.max()) < output.shape[1]
     ):
@@ -89,16 +90,43 @@ def one_hot(output: Tensor, target: Target) -> Tensor:
     return u
 
 
-def check_single(output: Tensor, target: Target) -> None:
-    """With one output there is nothing to choose: None, or an index of the only output."""
-    if target is not None:
-        one_hot(output, target)
+class Seeds(NamedTuple):
+    """Where the chain of the attribution starts. Lists have an entry for each output of the model."""
+
+    starts: list[Tensor | None]  # constant: ones where there is one output, else the weights of the outputs
+    cotangents: list[Tensor | None]  # the caller's, which may require gradients
+    one_output: bool
 
 
-def check_cotangent(output: Tensor, cotangent: Tensor, target: Target) -> Tensor:
-    """The caller's weighting of the outputs, checked, in the output's dtype."""
-    if target is not None:
+def seeds_of(outputs: Sequence[Tensor], target: Target, given: Sequence[Any] | None) -> Seeds:
+    """The seeds for a target, or for the cotangents that were given, one for each output or None."""
+    if given is not None and target is not None:
         raise ValueError("give `target` or `cotangent`, not both: a cotangent already weights every output")
+    if given is not None:
+        cotangents = [_checked(y, u) for y, u in zip(outputs, given, strict=True)]
+    elif len(outputs) == 1:
+        return _of_target(outputs[0], target)
+    else:
+        raise ValueError(
+            f"the model returns {len(outputs)} tensors; weight them with `cotangent`, a structure like theirs"
+        )
+    if len(outputs) == 1 and has_one_output(outputs[0]) and cotangents[0] is not None:
+        return Seeds([torch.ones_like(outputs[0])], cotangents, True)
+    return Seeds([None if u is None else u.detach() for u in cotangents], cotangents, False)
+
+
+def _of_target(output: Tensor, target: Target) -> Seeds:
+    if not has_one_output(output):
+        return Seeds([one_hot(output, target)], [None], False)
+    if target is not None:
+        one_hot(output, target)  # there is nothing to choose: None, or an index of the only output
+    return Seeds([torch.ones_like(output)], [None], True)
+
+
+def _checked(output: Tensor, cotangent: Any) -> Tensor | None:
+    """The caller's weighting of an output, checked, in the output's dtype."""
+    if cotangent is None:
+        return None
     if not isinstance(cotangent, Tensor) or cotangent.shape != output.shape or not cotangent.is_floating_point():
         given = (
             f"{cotangent.dtype} {list(cotangent.shape)}" if isinstance(cotangent, Tensor) else type(cotangent).__name__

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ... import ops
-from ..layer import Layer, Pair
+from ..layer import Frame, Layer, Pair, Residual, unsupported
+from .registry import Call, Constant, Value, register_function, register_module
+from .rows import by_channel, by_rows
 
 
 class ActivationRule(Layer):
@@ -17,37 +20,41 @@ class ActivationRule(Layer):
     recomputes = True
 
     def slope(self, params: Sequence[Tensor], like: Tensor) -> Tensor | None:
-        """The factor of what is not positive, as the operators take it: None for zero, or a tensor [1] or [N]."""
+        """The factor of what is not positive: None for zero, a tensor [1], or [C] for the channels of `like`."""
         return None
 
-    def by_row(self, params: Sequence[Tensor], t: Tensor) -> Tensor:
-        """t arranged so that the slope runs along its rows."""
-        return t
+    def along_rows(self, params: Sequence[Tensor], t: Tensor, rows: Tensor) -> Tensor | None:
+        """The slope as the operators take it: None, [1], or one value for each element of a row."""
+        slope = self.slope(params, t)
+        return slope if slope is None or slope.shape[0] == 1 else by_channel(slope, t, rows)
 
-    def forward(self, h: Tensor, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        out, bits = ops.relu_mask(self.by_row(params, h), self.slope(params, h))
-        return out.view(h.shape), bits
+    def forward(self, params: Sequence[Tensor], *inputs: Tensor) -> tuple[Tensor, Residual]:
+        (h,) = inputs
+        rows, restore = by_rows(h)
+        out, bits = ops.relu_mask(rows, self.along_rows(params, h, rows))
+        return restore(out), (bits,)
 
-    def tangent(self, v: Tensor, params: Sequence[Tensor], residual: Tensor | None) -> Tensor:
-        assert residual is not None
-        return ops.mask_mul(self.by_row(params, v), residual, self.slope(params, v)).view(v.shape)
+    def apply(self, frame: Frame, t: Tensor) -> Tensor:
+        """The layer's map, which is its own transpose."""
+        (bits,) = frame.residual
+        rows, restore = by_rows(t, bits)
+        return restore(ops.mask_mul(rows, bits, self.along_rows(frame.params, t, rows)))
 
-    def cotangent(self, g: Tensor, params: Sequence[Tensor], residual: Tensor | None, shape: torch.Size) -> Tensor:
-        return self.tangent(g, params, residual)
+    def tangent(self, frame: Frame, *tangents: Tensor) -> Tensor:
+        return self.apply(frame, *tangents)
+
+    def cotangent(self, frame: Frame, g: Tensor) -> Tensor:
+        return self.apply(frame, g)
 
 
 class LeakyReLURule(ActivationRule):
     """LeakyReLU: a fixed slope."""
 
-    def __init__(self, name: str, module: Any) -> None:
-        super().__init__(name, module)
-        self.negative_slope = float(module.negative_slope)
-        self._slope: Tensor | None = None
+    def __init__(self, negative_slope: float) -> None:
+        self.negative_slope = negative_slope
 
     def slope(self, params: Sequence[Tensor], like: Tensor) -> Tensor:
-        if self._slope is None:
-            self._slope = like.new_full((1,), self.negative_slope)
-        return self._slope
+        return like.new_full((1,), self.negative_slope)
 
 
 class PReLURule(ActivationRule):
@@ -57,34 +64,44 @@ class PReLURule(ActivationRule):
     of the design because the layer is multilinear in its input and its slopes.
     """
 
-    def parameters(self, module: Any) -> tuple[Tensor, ...]:
-        return (module.weight,)
-
     def slope(self, params: Sequence[Tensor], like: Tensor) -> Tensor:
         (weight,) = params
-        if weight.shape[0] == 1 or like.dim() == 2:
-            return weight
-        return weight.repeat_interleave(like.shape[2:].numel())  # [C * rest]
+        channels = weight.shape[0]
+        if channels > 1 and (like.dim() < 2 or like.shape[1] != channels):
+            raise ValueError(f"{self.where} has {channels} slopes for dimension 1, got {list(like.shape)}")
+        return weight
 
-    def by_row(self, params: Sequence[Tensor], t: Tensor) -> Tensor:
-        channels = params[0].shape[0]
-        if channels > 1 and (t.dim() < 2 or t.shape[1] != channels):
-            raise ValueError(
-                f"layer {self.name!r} ({self.kind}) has {channels} slopes for dimension 1, got {list(t.shape)}"
-            )
-        return t if channels == 1 or t.dim() == 2 else t.flatten(1)
-
-    def parameter_gradients(
-        self, pairs: Sequence[Pair], params: Sequence[Tensor], residual: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        assert residual is not None
-        (slope,) = params
-        off = ~residual
+    def parameter_gradients(self, frame: Frame, pairs: Sequence[Pair]) -> tuple[Tensor, ...]:
+        (slope,), (bits,) = frame.params, frame.residual
+        off = ~bits
         total = torch.zeros(slope.shape, dtype=torch.float64, device=slope.device)
         for g, v in pairs:
-            product = ops.mask_mul(self.by_row(params, g) * self.by_row(params, v), off)
+            rows, restore = by_rows(g * v, bits)
+            product = restore(ops.mask_mul(rows, off))
             if slope.shape[0] == 1:
                 total += product.sum(dtype=torch.float64)
             else:
-                total += product.unflatten(1, (slope.shape[0], -1)).sum((0, 2), dtype=torch.float64)
+                total += product.transpose(0, 1).flatten(1).sum(1, dtype=torch.float64)
         return (total.to(slope.dtype),)
+
+
+def _relu(input: Any, inplace: bool = False) -> Call:  # noqa: A002
+    return Call(ActivationRule(), (input,))
+
+
+def _leaky_relu(input: Any, negative_slope: float = 0.01, inplace: bool = False) -> Call:  # noqa: A002
+    return Call(LeakyReLURule(negative_slope), (input,))
+
+
+def _prelu(input: Any, weight: Any) -> Call:  # noqa: A002
+    if not isinstance(input, Value) or not isinstance(weight, Constant):
+        raise unsupported("its slope depends on the network's input", "Use a parameter as the slope")
+    return Call(PReLURule(), (input,), (weight,))
+
+
+register_module(nn.ReLU, build=lambda m: ActivationRule())
+register_module(nn.LeakyReLU, build=lambda m: LeakyReLURule(float(m.negative_slope)))
+register_module(nn.PReLU, build=lambda m: PReLURule(), tensors=("weight",))
+register_function(F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_", build=_relu)
+register_function(F.leaky_relu, F.leaky_relu_, build=_leaky_relu)
+register_function(F.prelu, torch.prelu, "prelu", build=_prelu)

@@ -1,13 +1,16 @@
-"""Rule of dropout: one mask for every sweep of the step."""
+"""Rules of dropout: one mask for every sweep of the step."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ... import ops
-from ..layer import Layer
+from ..layer import Frame, Layer, Residual
+from .registry import Call, register_function, register_module
+from .rows import by_rows
 
 
 class DropoutRule(Layer):
@@ -18,30 +21,64 @@ class DropoutRule(Layer):
     """
 
     recomputes = True
+    aliases = True
 
-    def __init__(self, name: str, module: Any) -> None:
-        super().__init__(name, module)
-        self.p = float(module.p) if module.training else 0.0
-        self._zero: Tensor | None = None
+    def __init__(self, p: float, training: bool) -> None:
+        self.p = float(p) if training else 0.0
+        self.scale = 1 / (1 - self.p) if self.p < 1 else 0.0
 
-    @property
-    def scale(self) -> float:
-        return 1 / (1 - self.p) if self.p < 1 else 0.0
+    def noise(self, h: Tensor) -> Tensor:
+        """Where the mask is drawn, one element for each decision."""
+        return torch.empty_like(h)
 
-    def forward(self, h: Tensor, params: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    def forward(self, params: Sequence[Tensor], *inputs: Tensor) -> tuple[Tensor, Residual]:
+        (h,) = inputs
         if self.p == 0:
-            return h, None
-        keep = torch.empty_like(h)
-        keep = keep.bernoulli_(1 - self.p) if self.p < 1 else keep.zero_()
+            return h, ()
+        noise = self.noise(h)
+        keep, _ = by_rows(noise.bernoulli_(1 - self.p) if self.p < 1 else noise.zero_())
         _, bits = ops.relu_mask(keep)
-        return self.tangent(h, params, bits), bits
+        return self.apply(h, bits), (bits,)
 
-    def tangent(self, v: Tensor, params: Sequence[Tensor], residual: Tensor | None) -> Tensor:
-        if residual is None:
-            return v
-        if self._zero is None:
-            self._zero = v.new_zeros(1)
-        return ops.mask_mul(v, residual, self._zero).mul_(self.scale)
+    def apply(self, t: Tensor, bits: Tensor) -> Tensor:
+        """The layer's map, which is its own transpose."""
+        rows, restore = by_rows(t, bits)
+        return restore(ops.mask_mul(rows, bits, t.new_zeros(1)).mul_(self.scale))
 
-    def cotangent(self, g: Tensor, params: Sequence[Tensor], residual: Tensor | None, shape: torch.Size) -> Tensor:
-        return self.tangent(g, params, residual)
+    def tangent(self, frame: Frame, *tangents: Tensor) -> Tensor:
+        return self.apply(tangents[0], *frame.residual) if frame.residual else tangents[0]
+
+    def cotangent(self, frame: Frame, g: Tensor) -> Tensor:
+        return self.tangent(frame, g)
+
+
+class ChannelDropoutRule(DropoutRule):
+    """Dropout of whole channels (dimension 1)."""
+
+    def noise(self, h: Tensor) -> Tensor:
+        if h.dim() < 3:
+            raise ValueError(f"{self.where} wants [B, C, ...], got {list(h.shape)}")
+        return h.new_empty(h.shape[:2])
+
+    def apply(self, t: Tensor, bits: Tensor) -> Tensor:
+        kept = ops.mask_mul(t.new_full(t.shape[:2], self.scale), bits)  # [B, C]
+        return t * kept.reshape(*t.shape[:2], *[1] * (t.dim() - 2))
+
+
+def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Call:  # noqa: A002
+    return Call(DropoutRule(p, training), (input,))
+
+
+def _torch_dropout(input: Any, p: float, train: bool) -> Call:  # noqa: A002
+    return Call(DropoutRule(p, train), (input,))
+
+
+def _channel_dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Call:  # noqa: A002
+    return Call(ChannelDropoutRule(p, training), (input,))
+
+
+register_module(nn.Dropout, build=lambda m: DropoutRule(m.p, m.training))
+register_module(nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, build=lambda m: ChannelDropoutRule(m.p, m.training))
+register_function(F.dropout, build=_dropout)
+register_function(torch.dropout, build=_torch_dropout)
+register_function(F.dropout1d, F.dropout2d, F.dropout3d, build=_channel_dropout)

@@ -1,0 +1,220 @@
+"""The same step inside a graph of torch.compile.
+
+Dynamo traces what surrounds the sweeps (parameters, targets, the criterion) and takes the sweeps themselves as calls
+that it does not look into; AOTAutograd then traces through these, autograd function included. Every tensor goes in and
+out as an argument or a result, so that each parameter's gradient is known to the graph. What is not a tensor stays in a
+`_Record`, found by a number that is a constant of the graph: both calls of a step follow one another whenever the graph
+is traced or run.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import count, islice
+from typing import Any, ParamSpec, TypeVar, cast
+from weakref import finalize, ref
+
+import torch
+from torch import Tensor, nn
+
+from .engine import Tape
+from .inputs import to_autocast
+from .program import Attribute, Extra, Program, bound, constants_of, occurrences, program_of, settings_of
+from .run import Optionals, Run
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_numbers = count()
+_records: dict[int, "_Record"] = {}
+
+
+def _constant(function: Callable[P, R]) -> Callable[P, R]:
+    """Called while a graph is traced; what it returns is a constant of the graph."""
+    return cast(Callable[P, R], torch.compiler.assume_constant_result(function))  # type: ignore[no-untyped-call]
+
+
+def _in_graph(function: Callable[P, R]) -> Callable[P, R]:
+    """A call of the graph that Dynamo does not look into."""
+    return cast(Callable[P, R], torch.compiler.allow_in_graph(function))  # type: ignore[no-untyped-call]
+
+
+class _Record:
+    """A step in a compiled graph: its model, its program, and the forward sweep's tape without its tensors."""
+
+    def __init__(self, model: nn.Module, program: Program) -> None:
+        self.model, self.program = ref(model), program
+        self.tape: Tape | None = None
+
+    def start(self, xs: Sequence[Tensor], constants: Sequence[Any]) -> Run:
+        """The step with tensors of the graph."""
+        model = self.model()
+        assert model is not None
+        return Run(bound(self.program, occurrences(model), constants), list(xs))
+
+    def resume(self, run: Run, outputs: Sequence[Tensor], saved: Sequence[Tensor]) -> Run:
+        """The step after its forward sweep, whose tape has its tensors back."""
+        assert self.tape is not None
+        stream, old = iter(saved), self.tape
+        residuals = [tuple(islice(stream, len(residual))) for residual in old.residuals]
+        kept = dict(zip(old.kept, stream, strict=True))
+        tape = Tape(old.program, run.bound.layers, run.bound.params, old.schedule, old.shapes, residuals, kept)
+        # A layer whose settings depend on sizes was built by the forward sweep.
+        tape.layers[:] = old.layers
+        run.tape, run.outputs = tape, outputs
+        return run
+
+
+@_constant
+def _record(model: nn.Module, inputs: int, extras: tuple[Any, ...]) -> int:
+    """The number of a new record. Runs while the graph is traced, with the model itself."""
+    number = next(_numbers)
+    _records[number] = _Record(model, program_of(model, occurrences(model), inputs, extras))
+    finalize(model, _records.pop, number, None)
+    return number
+
+
+@_constant
+def _sources(number: int) -> tuple[tuple[Any, ...], ...]:
+    """Where the program's constants come from: (path, name) of an attribute, (index,) of an argument, () elsewhere."""
+    found: list[tuple[Any, ...]] = []
+    for constant in _records[number].program.constants:
+        if isinstance(constant, Attribute):
+            found.append((constant.path, constant.name))
+        else:
+            found.append((constant.index,) if isinstance(constant, Extra) else ())
+    return tuple(found)
+
+
+@_constant
+def _watched(number: int) -> tuple[tuple[str, str, Any], ...]:
+    """(path, attribute, value) of all plain settings of the modules that the program depends on."""
+    model = _records[number].model()
+    assert model is not None
+    return tuple((path, *setting) for path, module in model.named_modules() for setting in settings_of(module))
+
+
+def _encoded(structure: Any) -> Any:
+    """A structure as nested tuples, the only containers that Dynamo takes for constants."""
+    if isinstance(structure, dict):
+        return "dict", tuple((k, _encoded(part)) for k, part in structure.items())
+    if isinstance(structure, (tuple, list)):
+        return "list" if isinstance(structure, list) else "tuple", tuple(_encoded(part) for part in structure)
+    return "leaf", structure
+
+
+def _decoded(code: Any) -> Any:
+    kind, parts = code
+    if kind == "dict":
+        return {k: _decoded(part) for k, part in parts}
+    if kind == "leaf":
+        return parts
+    decoded = [_decoded(part) for part in parts]
+    return decoded if kind == "list" else tuple(decoded)
+
+
+@_constant
+def _structure(number: int) -> Any:
+    return _encoded(_records[number].program.structure)
+
+
+@_constant
+def _output_count(number: int) -> int:
+    return len(_records[number].program.outputs)
+
+
+@_in_graph
+def _constants(number: int, *given: Any) -> tuple[Any, ...]:
+    """All constants of the program, given its attributes and arguments, with None in the place of expressions."""
+    program = _records[number].program
+    places = {id(constant): value for constant, value in zip(program.constants, given, strict=True)}
+    return tuple(constants_of(program, lambda constant: places[id(constant)]))
+
+
+@_in_graph
+def _forward(number: int, keep: bool, inputs: int, *tensors: Any) -> tuple[Tensor, ...]:
+    """Outputs and then whatever tensors the tape holds."""
+    record = _records[number]
+    run = record.start(tensors[:inputs], tensors[inputs:])
+    outputs = run.forward(keep)
+    record.tape = run.tape
+    assert run.tape is not None
+    return (*outputs, *(t for residual in run.tape.residuals for t in residual), *run.tape.kept.values())
+
+
+def _resumed(number: int, one_output: bool, tensors: Sequence[Any]) -> tuple[Run, list[Any], list[Any], Any]:
+    """(run, seeds, cotangents, loss) from the flat arguments of a call in the graph."""
+    record, stream = _records[number], iter(tensors)
+    program = record.program
+    outputs = len(program.outputs)
+    xs, constants = list(islice(stream, program.inputs)), list(islice(stream, len(program.constants)))
+    seeds, cotangents, loss = list(islice(stream, outputs)), list(islice(stream, outputs)), next(stream)
+    found = list(islice(stream, outputs))
+    return record.resume(record.start(xs, constants), found, list(stream)), seeds, cotangents, loss
+
+
+@_in_graph
+def _sweep(number: int, one_output: bool, *tensors: Any) -> tuple[Tensor, ...]:
+    """Outputs, attributions and, if there is one, the loss."""
+    run, seeds, cotangents, loss = _resumed(number, one_output, tensors)
+    outputs, attributions, through = run.sweep(seeds, one_output, cotangents, loss)
+    return (*outputs, *attributions, *([] if through is None else [through]))
+
+
+@_in_graph
+def _attributions(number: int, one_output: bool, *tensors: Any) -> tuple[Tensor, ...]:
+    run, seeds, cotangents, _ = _resumed(number, one_output, tensors)
+    return tuple(run.attributions(seeds, one_output, cotangents))
+
+
+class CompiledRun:
+    """`Run` for a graph: the same methods, over calls that Dynamo does not look into."""
+
+    def __init__(self, number: int, xs: list[Tensor], constants: list[Any]) -> None:
+        self.number, self.xs, self.constants = number, xs, constants
+        self.saved: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+
+    @staticmethod
+    def start(model: nn.Module, xs: Sequence[Tensor], constants: Sequence[Any]) -> "CompiledRun":
+        device = xs[0].device
+        extras = tuple([None if isinstance(c, Tensor) else c for c in constants])
+        number = _record(model, len(xs), extras)
+        for path, name, value in _watched(number):
+            if getattr(model.get_submodule(path), name) != value:
+                raise RuntimeError(f"xattr_cuda: {path}.{name} changed while a graph was traced")
+        given: list[Any] = []
+        for source in _sources(number):
+            if len(source) == 2:
+                given.append(getattr(model.get_submodule(source[0]), source[1]))
+            else:
+                given.append(constants[source[0]] if source else None)
+        if any(not source for source in _sources(number)):
+            given = list(_constants(number, *given))
+        return CompiledRun(number, [to_autocast(x, device) for x in xs], [to_autocast(c, device) for c in given])
+
+    @property
+    def structure(self) -> Any:
+        """What the model returns, with positions in `outputs` for tensors."""
+        return _decoded(_structure(self.number))
+
+    def needs_grad(self, *tensors: Any) -> bool:
+        given = (*self.xs, *self.constants, *tensors)
+        return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in given)
+
+    def forward(self, keep: bool) -> list[Tensor]:
+        results = list(_forward(self.number, keep, len(self.xs), *self.xs, *self.constants))
+        outputs = _output_count(self.number)
+        self.outputs, self.saved = results[:outputs], results[outputs:]
+        return self.outputs
+
+    def _arguments(self, seeds: Optionals, cotangents: Optionals, loss: Tensor | None) -> list[Any]:
+        return [*self.xs, *self.constants, *seeds, *cotangents, loss, *self.outputs, *self.saved]
+
+    def attributions(self, seeds: Optionals, one_output: bool, cotangents: Optionals) -> list[Tensor]:
+        return list(_attributions(self.number, one_output, *self._arguments(seeds, cotangents, None)))
+
+    def sweep(
+        self, seeds: Optionals, one_output: bool, cotangents: Optionals, loss: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+        results = list(_sweep(self.number, one_output, *self._arguments(seeds, cotangents, loss)))
+        end, ends = len(self.outputs), len(self.outputs) + len(self.xs)
+        return results[:end], results[end:ends], None if loss is None else results[ends]

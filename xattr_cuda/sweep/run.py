@@ -1,0 +1,82 @@
+"""One step with the sweeps, from the model to the results: what `attribute` and `attribute_loss` share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .engine import Tape, cotangent_sweep, forward_sweep
+from .function import Step, attribution_of, below_autograd, sweep_function
+from .inputs import to_autocast
+from .program import BoundProgram, bind
+
+Optionals = Sequence[Tensor | None]
+
+
+@dataclass
+class Run:
+    """A step in the making. Lists of cotangents and seeds have an entry for each output of the model."""
+
+    bound: BoundProgram
+    xs: list[Tensor]
+    tape: Tape | None = None
+    outputs: Sequence[Tensor] = ()
+
+    @staticmethod
+    def start(model: nn.Module, xs: Sequence[Tensor], constants: Sequence[Any]) -> "Run":
+        """Bind the model, in autocast's dtype where it is on."""
+        device = xs[0].device
+        bound = bind(model, len(xs), [to_autocast(c, device) for c in constants])
+        params = [tuple([to_autocast(p, device) for p in tensors]) for tensors in bound.params]
+        return Run(replace(bound, params=params), [to_autocast(x, device) for x in xs])
+
+    def needs_grad(self, *tensors: Any) -> bool:
+        """Whether there is anything to differentiate."""
+        if not torch.is_grad_enabled():
+            return False
+        given = any(isinstance(t, Tensor) and t.requires_grad for t in (*self.xs, *tensors))
+        return given or bool(self.bound.schedule.trainable)
+
+    @property
+    def structure(self) -> Any:
+        """What the model returns, with positions in `outputs` for tensors."""
+        return self.bound.program.structure
+
+    def forward(self, keep: bool) -> list[Tensor]:
+        """The forward sweep. Returns detached outputs; with `keep` it keeps what two chains need."""
+        with torch.no_grad(), below_autograd():
+            found, self.tape = forward_sweep(self.bound, [x.detach() for x in self.xs], keep)
+        outputs: list[Tensor] = []
+        for output in found:
+            # A program without a weight may hand its input through: an output must alias neither it nor another.
+            shared = any(_aliases(output, t) for t in (*self.xs, *outputs))
+            outputs.append(output.clone() if shared else output)
+        self.outputs = outputs
+        return outputs
+
+    def attributions(self, seeds: Optionals, one_output: bool, cotangents: Optionals) -> list[Tensor]:
+        """The attributions alone, with nothing to differentiate: every mask is freed as soon as it is used."""
+        assert self.tape is not None
+        step = Step(self.tape, list(self.outputs), list(seeds), one_output)
+        inputs = range(len(self.xs))
+        scale = cotangents[0] if one_output else None
+        with torch.no_grad(), below_autograd():
+            g0 = dict(cotangent_sweep(self.tape, step.seeded(), frozenset(inputs), release=True))
+            return [attribution_of(x, g0.get(k), scale) for k, x in enumerate(self.xs)]
+
+    def sweep(
+        self, seeds: Optionals, one_output: bool, cotangents: Optionals, loss: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+        """(outputs, attributions, loss), all differentiable."""
+        assert self.tape is not None
+        if one_output:
+            self.tape.kept.clear()  # one chain needs none of them
+        step = Step(self.tape, list(self.outputs), list(seeds), one_output)
+        params = [p for tensors in self.bound.params for p in tensors]
+        return sweep_function(step, self.xs, cotangents, loss, params)
+
+
+def _aliases(a: Tensor, b: Tensor) -> bool:
+    return bool(torch._C._is_alias_of(a, b))  # type: ignore[attr-defined]
