@@ -123,43 +123,64 @@ def _factor(a: Tensor | None, s: Tensor | None, scale: Tensor | None, dims: int)
     return a + _spread(s, dims)
 
 
-@dataclass
-class _Chain:
-    """A chain in the backward pass: its cotangent at a value, if one reaches it, and its tangents, in order."""
+class _ParameterGradients:
+    """Gradients of all parameters, in which layers may be added to more than once."""
 
-    cotangent_of: Callable[[int], Tensor | None]
-    tangents: Iterator[Tensor]
+    def __init__(self, saved: Saved, counts: Sequence[int]) -> None:
+        self.tape, self.first = saved.tape, list(accumulate(counts, initial=0))
+        self.found: list[Tensor | None] = [None] * sum(counts)
 
-
-def _parameter_gradients(saved: Saved, counts: Sequence[int], chains: list[_Chain]) -> list[Tensor | None]:
-    tape = saved.tape
-    gradients: list[Tensor | None] = [None] * sum(counts)
-    if not chains:
-        return gradients
-    first = list(accumulate(counts, initial=0))
-    for i in tape.schedule.trainable:
-        pairs: list[Pair] = []
-        for chain in chains:
-            v = next(chain.tangents)
-            g = chain.cotangent_of(tape.graph.inputs + i)
-            if g is not None:
-                pairs.append((g, v))
+    def add(self, i: int, pairs: Sequence[Pair]) -> None:
+        """The gradients that layer i has from these chains."""
         if pairs:
-            found = tape.layers[i].parameter_gradients(tape.frame(i), pairs)
-            gradients[first[i] : first[i] + len(found)] = found
-    return gradients
+            for k, d in enumerate(self.tape.layers[i].parameter_gradients(self.tape.frame(i), pairs), self.first[i]):
+                before = self.found[k]
+                self.found[k] = d if before is None or d is None else before.add_(d)
 
 
-def _own_chain(
-    saved: Saved, factors: Optionals, needs_output_tangent: bool
-) -> tuple[_Chain | None, Callable[[], list[Tensor]]]:
-    """The own chain, and the tangents of the outputs at its end."""
-    trainable = saved.tape.schedule.trainable
-    if not (trainable or needs_output_tangent) or all(f is None for f in factors):
-        return None, list
-    starts = [torch.zeros_like(x) if f is None else f * x for f, x in zip(factors, saved.inputs(), strict=True)]
-    tangents = tangent_sweep(saved.tape, starts, trainable, needs_output_tangent)
-    return _Chain(saved.cotangent_of, tangents), lambda: list(tangents)
+def _task_down(
+    saved: Saved,
+    d_outputs: Optionals,
+    needs_x: Sequence[bool],
+    gradients: _ParameterGradients,
+    waits: Callable[[int], bool],
+) -> dict[int, Tensor]:
+    """The task chain's way down: delta of the inputs, and of the layers that wait for it; the others have it now."""
+    tape, inputs = saved.tape, saved.tape.graph.inputs
+    wanted = {inputs + i for i in tape.schedule.trainable} | {k for k, needed in enumerate(needs_x) if needed}
+    waiting: dict[int, Tensor] = {}
+    for v, delta in cotangent_sweep(tape, by_value(tape, d_outputs), frozenset(wanted)):
+        if v < inputs or waits(v - inputs):
+            waiting[v] = delta
+        else:
+            gradients.add(v - inputs, [(delta, saved.take_input(v - inputs))])
+    return waiting
+
+
+def _up(
+    saved: Saved,
+    own: Iterator[Tensor] | None,
+    deltas: dict[int, Tensor],
+    inputs_again: Iterator[Tensor] | None,
+    gradients: _ParameterGradients,
+) -> None:
+    """The way up: each layer's pair of the own chain, and of the task chain where its delta has waited."""
+    for i in saved.tape.schedule.trainable:
+        pairs: list[Pair] = []
+        if own is not None:
+            w, g = next(own), saved.take_cotangent(i)
+            if g is not None:
+                pairs.append((g, w))
+        h = None if inputs_again is None else next(inputs_again)
+        delta = deltas.pop(saved.tape.graph.inputs + i, None)
+        if delta is not None:
+            pairs.append((delta, saved.take_input(i) if h is None else h))
+        gradients.add(i, pairs)
+
+
+def _starts(saved: Saved, factors: Optionals) -> list[Tensor]:
+    """Where the own chain's tangents start."""
+    return [torch.zeros_like(x) if f is None else f * x for f, x in zip(factors, saved.inputs(), strict=True)]
 
 
 def _scale_gradient(saved: Saved, attributed: Optionals) -> Tensor | None:
@@ -180,44 +201,46 @@ def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a + b
 
 
-def _backward(ctx: Any, gradients: Optionals) -> Any:
+def _backward(ctx: Any, sent: Optionals) -> Any:
     saved: Saved = ctx.restore(ctx.saved_tensors)
+    ctx.maybe_clear_saved_tensors()  # unless the graph is retained, tensors go as soon as they have been used
     tape, trainable = saved.tape, saved.tape.schedule.trainable
     inputs, outputs = tape.graph.inputs, len(tape.graph.outputs)
-    d_outputs, attributed, d_loss = gradients[:outputs], gradients[outputs:-1], gradients[-1]
+    d_outputs, attributed, d_loss = sent[:outputs], sent[outputs:-1], sent[-1]
     needs = ctx.needs_input_grad[1:]
     needs_x, needs_cotangents, needs_loss = needs[:inputs], needs[inputs : inputs + outputs], needs[inputs + outputs]
-    chains: list[_Chain] = []
-    d_cotangents: list[Tensor | None] = [None] * outputs
+    gradients = _ParameterGradients(saved, ctx.restore.counts)
 
     s = d_outputs[0] if ctx.one_output else d_loss
     factors = [_factor(a, s, saved.scale, len(tape.shapes[k])) for k, a in enumerate(attributed)]
-    output_tangents = not ctx.one_output and any(needs_cotangents) and any(a is not None for a in attributed)
-    own, ends = _own_chain(saved, factors, output_tangents)
-    if own is not None:
-        chains.append(own)
     dx = [
         f * g if needed and f is not None and g is not None else None
         for needed, f, g in zip(needs_x, factors, saved.g0, strict=True)
     ]
+    d_cotangents: list[Tensor | None] = [None] * outputs
     if ctx.one_output and any(needs_cotangents):
         d_cotangents = [_scale_gradient(saved, attributed)]
+    output_tangents = not ctx.one_output and any(needs_cotangents) and any(a is not None for a in attributed)
+    has_own = any(f is not None for f in factors) and bool(trainable or output_tangents)
 
+    deltas: dict[int, Tensor] = {}
+    inputs_again = None
     if not ctx.one_output and any(d is not None for d in d_outputs):
-        wanted = {inputs + i for i in trainable} | {k for k, needed in enumerate(needs_x) if needed}
-        deltas = dict(cotangent_sweep(tape, by_value(tape, d_outputs), frozenset(wanted)))
-        dx = [_add(d, deltas.pop(k, None)) for k, d in enumerate(dx)]
         # With one chain the h were not saved; sweeping x through the masks finds them again.
-        if trainable and ctx.with_loss:
-            chains.append(_Chain(lambda v: deltas.pop(v, None), tangent_sweep(tape, saved.inputs(), trainable, False)))
-        elif trainable:
-            h = (saved.input_of(tape.graph.reads[i][0]) for i in trainable)
-            chains.append(_Chain(lambda v: deltas.pop(v, None), h))
+        if ctx.with_loss and trainable:
+            inputs_again = tangent_sweep(tape, saved.inputs(), trainable, False)
 
-    d_params = _parameter_gradients(saved, ctx.restore.counts, chains if trainable else [])
-    if output_tangents:
-        d_cotangents = [t if n else None for t, n in zip(ends(), needs_cotangents, strict=True)]
-    return None, *dx, *d_cotangents, d_loss if needs_loss else None, *d_params
+        def waits(i: int) -> bool:
+            return ctx.with_loss or (has_own and tape.layers[i].joins_chains(tape.frame(i)))
+
+        deltas = _task_down(saved, d_outputs, needs_x, gradients, waits)
+        dx = [_add(d, deltas.pop(k, None)) for k, d in enumerate(dx)]
+
+    own = tangent_sweep(tape, _starts(saved, factors), trainable, output_tangents) if has_own else None
+    _up(saved, own, deltas, inputs_again, gradients)
+    if output_tangents and own is not None:
+        d_cotangents = [t if n else None for t, n in zip(own, needs_cotangents, strict=True)]
+    return None, *dx, *d_cotangents, d_loss if needs_loss else None, *gradients.found
 
 
 def below_autograd() -> Any:

@@ -63,8 +63,12 @@ class Layer(ABC):
         """Its transpose: the cotangent at the output to that at the input, or a tuple of them for several inputs."""
 
     def parameter_gradients(self, frame: Frame, pairs: Sequence[Pair]) -> tuple[Tensor | None, ...]:
-        """Gradients of the parameters: the sum over one or two chains of d<g, layer(v)> / d parameter."""
+        """Gradients of the parameters, in new tensors: the sum over the chains of d<g, layer(v)> / d parameter."""
         return ()
+
+    def joins_chains(self, frame: Frame) -> bool:
+        """Whether the gradients of two chains cost less in one call, for which the first chain's pair has to wait."""
+        return False
 
     @property
     def where(self) -> str:

@@ -1,6 +1,7 @@
 """What a step saves for its backward pass, and the way from there to what was left to recompute."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -49,7 +50,14 @@ class Saved:
     scale: Tensor | None
     seeds: dict[int, Tensor]  # where the own chain starts, by value
     cotangents: dict[int, Tensor]  # kept from the attribution sweep, by value
-    _memo: dict[tuple[str, int], Tensor | None] = field(default_factory=dict)
+    _memo: dict[tuple[str, int], Tensor | None] = field(default_factory=dict)  # during one search
+    _waiting: Counter[tuple[str, int]] = field(default_factory=Counter)  # layers that still need a kept tensor
+
+    def __post_init__(self) -> None:
+        schedule = self.tape.schedule
+        for i in schedule.trainable:
+            self._waiting.update(("h", v) for v in schedule.input_sources[i])
+            self._waiting.update(("g", v) for v in schedule.cotangent_sources[i])
 
     @staticmethod
     def store(
@@ -88,8 +96,27 @@ class Saved:
         """The network's inputs, which were saved."""
         return [x for x in self.xs if x is not None]
 
+    def take_input(self, i: int) -> Tensor:
+        """h at trainable layer i, for the last time: what was kept for it alone is dropped."""
+        h = self.input_of(self.tape.graph.reads[i][0])
+        self._taken("h", self.tape.schedule.input_sources[i], self.tape.kept)
+        return h
+
+    def take_cotangent(self, i: int) -> Tensor | None:
+        """g at the output of trainable layer i, None where none reached it, for the last time likewise."""
+        g = self.cotangent_of(self.tape.graph.inputs + i)
+        self._taken("g", self.tape.schedule.cotangent_sources[i], self.cotangents)
+        return g
+
+    def _taken(self, what: str, sources: Iterable[int], kept: dict[int, Tensor]) -> None:
+        self._memo.clear()
+        for v in sources:
+            self._waiting[what, v] -= 1
+            if not self._waiting[what, v]:
+                kept.pop(v, None)
+
     def _once(self, what: str, v: int, find: Callable[[], Tensor | None]) -> Tensor | None:
-        """find(), remembered where several layers will ask for it."""
+        """find(), remembered where another path of the same search may come to it."""
         if len(self.tape.schedule.readers[v]) < 2:
             return find()
         if (what, v) not in self._memo:

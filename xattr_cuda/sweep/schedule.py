@@ -53,6 +53,8 @@ class Schedule:
     trainable: tuple[int, ...]
     kept_inputs: frozenset[int]  # values of the forward sweep that two chains save
     kept_cotangents: frozenset[int]  # values whose cotangent is saved from the attribution sweep
+    input_sources: tuple[frozenset[int], ...]  # for each layer, the kept values that its input is found from
+    cotangent_sources: tuple[frozenset[int], ...]  # likewise for the cotangent at its output
     readers: list[list[int]]  # the layers that read each value
     _plans: dict[Any, tuple[Stage, ...]] = field(default_factory=dict, compare=False)
 
@@ -171,13 +173,38 @@ def _kept_cotangents(graph: Graph, traits: Sequence[Traits]) -> frozenset[int]:
     return frozenset(kept)
 
 
+def _sources(kept: Collection[int], behind: Sequence[Sequence[int]], order: Iterable[int]) -> list[frozenset[int]]:
+    """For each value the kept ones that it is found from, where it is found from the values `behind` it."""
+    found: list[frozenset[int]] = [frozenset()] * len(behind)
+    for v in order:
+        found[v] = frozenset([v]) if v in kept else frozenset().union(*(found[u] for u in behind[v]))
+    return found
+
+
+def _sources_of_inputs(graph: Graph, kept: Collection[int]) -> tuple[frozenset[int], ...]:
+    """For each layer the kept values that its input is found from."""
+    values = range(graph.inputs + len(graph.reads))
+    found = _sources(kept, [()] * graph.inputs + list(graph.reads), values)
+    return tuple(frozenset().union(*(found[v] for v in reads)) for reads in graph.reads)
+
+
+def _sources_of_cotangents(graph: Graph, kept: Collection[int]) -> tuple[frozenset[int], ...]:
+    """For each layer the values with kept cotangents that the cotangent at its output is found from."""
+    readers = graph.readers()
+    above = [[graph.inputs + i for i in layers] for layers in readers]
+    return tuple(_sources(kept, above, reversed(range(len(above))))[graph.inputs :])
+
+
 def schedule(graph: Graph, traits: tuple[Traits, ...]) -> Schedule:
     """The schedule of a graph of layers."""
+    kept_inputs, kept_cotangents = _kept_inputs(graph, traits), _kept_cotangents(graph, traits)
     return Schedule(
         graph=graph,
         traits=traits,
         trainable=tuple(i for i, t in enumerate(traits) if t.trainable),
-        kept_inputs=_kept_inputs(graph, traits),
-        kept_cotangents=_kept_cotangents(graph, traits),
+        kept_inputs=kept_inputs,
+        kept_cotangents=kept_cotangents,
+        input_sources=_sources_of_inputs(graph, kept_inputs),
+        cotangent_sources=_sources_of_cotangents(graph, kept_cotangents),
         readers=graph.readers(),
     )

@@ -1,5 +1,6 @@
 """Rules of the convolutions and the transposed ones, in one to three dimensions."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -166,14 +167,16 @@ class ConvRule(Layer):
 
     def parameter_gradients(self, frame: Frame, pairs: Sequence[Pair]) -> tuple[Tensor, ...]:
         (weight,) = frame.params
-        g, v = pairs[0]
-        if len(pairs) == 2 and weight.numel() > g.numel() + v.numel():
-            # Writing the gradient a second time would cost more than laying the chains end to end.
-            pairs = [(torch.cat([g, pairs[1][0]]), torch.cat([v, pairs[1][1]]))]
+        if len(pairs) == 2 and self.joins_chains(frame):
+            pairs = [(torch.cat([pairs[0][0], pairs[1][0]]), torch.cat([pairs[0][1], pairs[1][1]]))]
         total, *others = (self._weight_gradient(g, v, weight) for g, v in pairs)
         for other in others:
             total.add_(other)
         return (total,)
+
+    def joins_chains(self, frame: Frame) -> bool:
+        # Where writing the gradient a second time would cost more than laying the chains end to end.
+        return frame.params[0].numel() > math.prod(frame.out_shape) + math.prod(frame.shapes[0])
 
     def _weight_gradient(self, g: Tensor, v: Tensor, weight: Tensor) -> Tensor:
         inner, outer = self._paddings(weight)

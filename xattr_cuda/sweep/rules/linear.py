@@ -54,6 +54,9 @@ class LinearRule(Layer):
     def parameter_gradients(self, frame: Frame, pairs: Sequence[Pair]) -> tuple[Tensor, ...]:
         return (ops.dual_weight_grad(*(t for pair in pairs for t in pair)),)
 
+    def joins_chains(self, frame: Frame) -> bool:
+        return True
+
 
 class MatmulRule(Layer):
     """h -> h @ W, or W @ h with `left`, with torch.matmul's broadcasting; W has at least two dimensions."""
