@@ -1,7 +1,9 @@
-"""Time of a training step with a prior against the same step without one, in one interleaved run.
+"""Time and memory of a training step with a prior against the same step without one, in one interleaved run.
 
     python benchmarks/step.py                      the paper's network at batch 100 and 512, and a narrow deep one
-    python benchmarks/step.py --case image-1       one case (repeat for more); --list names them
+    python benchmarks/step.py --case xresnet18     one case (repeat for more); --list names them
+    python benchmarks/step.py --compile            torch.compile too: over torch.func.grad, and over xa.attribute
+    python benchmarks/step.py --memory             the allocator's peak of a step, beside parameters
     python benchmarks/step.py --rounds 400 --threads 2 --json step.json
 
 Contestants: plain (no prior), double backward (the prior through autograd twice), attribute and attribute_loss. Each
@@ -14,7 +16,7 @@ import copy
 import json
 import platform
 import statistics
-import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,69 +25,74 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from workloads import PERCEPTRONS, WORKLOADS, Workload
 
 import xattr_cuda as xa
 from xattr_cuda.training.timing import interleaved, medians
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from cases import NETWORKS, Network  # the shapes that the tests use too
-
 STRENGTH = 0.1
-ROUNDS = {"paper": 400, "paper-512": 200, "narrow": 40, "image-1": 8, "image-10": 8}
+BASE = ("plain", "double backward", "attribute", "attribute_loss")
+COMPILED = ("compiled func.grad", "compiled attribute")
 Step = Callable[[], object]
 
 
-def double_backward(model: nn.Module, x: Tensor, pick: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Output and Input x Gradient as autograd computes them, differentiable by a second backward pass."""
-    output = model(x)
-    (gradient,) = torch.autograd.grad(pick(output).sum(), x, create_graph=True)
-    return output, x * gradient
-
-
-def contestants(case: Network, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, dict[str, Step]]:
+def contestants(
+    workload: Workload, dtype: torch.dtype = torch.float32, batch: int | None = None
+) -> tuple[nn.Module, dict[str, Step]]:
     """The model of a case and a training step (zero_grad, loss, backward) for every contestant."""
     torch.manual_seed(0)
-    classes = case.widths[-1]
-    model = xa.models.xmlp(case.widths, dtype=dtype)
-    x = torch.randn(case.batch, case.widths[0], dtype=dtype)
-    leaf = x.clone().requires_grad_()
-    labels = torch.randint(max(classes, 2), (case.batch,))
-    target = None if classes == 1 else labels
-    truth = labels.to(dtype).unsqueeze(1) if classes == 1 else labels
-    criterion = nn.BCEWithLogitsLoss() if classes == 1 else nn.CrossEntropyLoss()
+    model, x, labels = workload.draw(dtype, batch or workload.batch)
+    leaf, single = x.clone().requires_grad_(), workload.classes == 1
+    target = None if single else labels
+    truth = labels.to(dtype).unsqueeze(1) if single else labels
+    criterion = nn.BCEWithLogitsLoss() if single else nn.CrossEntropyLoss()
 
     def pick(output: Tensor) -> Tensor:
-        return output if target is None else output.gather(1, target.unsqueeze(1))
+        return (output if target is None else output.gather(1, target.unsqueeze(1))).sum()
 
-    def finish(loss: Tensor, attribution: Tensor | None = None) -> None:
-        model.zero_grad(set_to_none=True)
-        (loss if attribution is None else loss + STRENGTH * xa.priors.l1(attribution)).backward()
+    def penalised(loss: Tensor, attribution: Tensor) -> Tensor:
+        return loss + STRENGTH * xa.priors.l1(attribution)
 
-    def with_double_backward() -> None:
-        output, attribution = double_backward(model, leaf, pick)
-        finish(criterion(output, truth), attribution)
+    def plain() -> Tensor:
+        return criterion(model(x), truth)
 
-    def with_attribute() -> None:
+    def double_backward() -> Tensor:
+        output = model(leaf.clone())
+        (gradient,) = torch.autograd.grad(pick(output), leaf, create_graph=True)
+        return penalised(criterion(output, truth), x * gradient)
+
+    def functional() -> Tensor:
+        def explained(x: Tensor) -> tuple[Tensor, Tensor]:
+            output = model(x)
+            return pick(output), output
+
+        gradient, output = torch.func.grad(explained, has_aux=True)(x)
+        return penalised(criterion(output, truth), x * gradient)
+
+    def attribute() -> Tensor:
         output, attribution = xa.attribute(model, x, target)
-        finish(criterion(output, truth), attribution)
+        return penalised(criterion(output, truth), attribution)
 
-    def with_attribute_loss() -> None:
+    def attribute_loss() -> Tensor:
         loss, _, attribution = xa.attribute_loss(model, x, criterion, truth)
-        finish(loss, attribution)
+        return penalised(loss, attribution)
 
-    steps: dict[str, Step] = {
-        "plain": lambda: finish(criterion(model(x), truth)),
-        "double backward": with_double_backward,
-        "attribute": with_attribute,
-        "attribute_loss": with_attribute_loss,
-    }
-    return model, steps
+    def step(loss: Callable[[], Tensor]) -> Step:
+        def run() -> None:
+            model.zero_grad(set_to_none=True)
+            loss().backward()
+
+        return run
+
+    losses = dict(zip(BASE, (plain, double_backward, attribute, attribute_loss), strict=True))
+    losses |= dict(zip(COMPILED, (torch.compile(functional), torch.compile(attribute)), strict=True))
+    return model, {name: step(loss) for name, loss in losses.items()}
 
 
-def check(case: Network) -> None:
+def check(workload: Workload) -> None:
     """Stop unless `attribute` has the gradients of double backward in float64."""
-    small = Network(case.widths, min(case.batch, 64))
-    model, steps = contestants(small, torch.float64)
+    model, steps = contestants(workload, torch.float64, min(workload.batch, 16))
     found = {}
     for name in ("double backward", "attribute"):
         steps[name]()
@@ -93,7 +100,7 @@ def check(case: Network) -> None:
     for ours, reference in zip(found["attribute"], found["double backward"], strict=True):
         error = float((ours - reference).norm() / reference.norm())
         if not error <= 1e-10:
-            raise SystemExit(f"refusing to time {case}: gradients differ from double backward by {error:.1e}")
+            raise SystemExit(f"{workload.title} is not timed: gradients differ from double backward by {error:.1e}")
 
 
 def quantiles(ratios: list[float]) -> tuple[float, float, float]:
@@ -104,17 +111,37 @@ def quantiles(ratios: list[float]) -> tuple[float, float, float]:
     return cuts[1], statistics.median(ratios), cuts[7]
 
 
-def measure(name: str, rounds: int | None, console: Console) -> dict[str, object]:
-    """Time one case; returns milliseconds and ratios to plain of every contestant."""
-    case = NETWORKS[name]
-    check(case)
-    _, steps = contestants(case)
-    rounds = rounds or ROUNDS[name]
+def peak_bytes(model: nn.Module, step: Step) -> int:
+    """The most that a step had allocated at one time, gradients included, as PyTorch records its allocator."""
+    step()
+    model.zero_grad(set_to_none=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+            step()
+    assert record.profiler is not None
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def measure(name: str, options: argparse.Namespace, console: Console) -> dict[str, object]:
+    """Time one case; returns milliseconds and ratios to plain of every contestant, and peak memory if asked to."""
+    workload = WORKLOADS[name]
+    check(workload)
+    names = BASE + COMPILED if options.compile else BASE
+    model, everyone = contestants(workload)
+    steps = {name: everyone[name] for name in names}
+    rounds = options.rounds or workload.rounds
+    warmup = min(20, rounds)
     with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task(f"{name}: {rounds} rounds", total=rounds + 20)
-        seconds = interleaved(steps, rounds=rounds, warmup=20, on_round=lambda: progress.advance(bar))
+        bar = progress.add_task(f"{name}: {rounds} rounds", total=rounds + warmup)
+        seconds = interleaved(steps, rounds=rounds, warmup=warmup, on_round=lambda: progress.advance(bar))
     typical = medians(seconds)
-    results = {
+    results: dict[str, dict[str, object]] = {
         step: {
             "milliseconds": typical[step] * 1e3,
             "ratio": typical[step] / typical["plain"],
@@ -122,46 +149,54 @@ def measure(name: str, rounds: int | None, console: Console) -> dict[str, object
         }
         for step, times in seconds.items()
     }
-    return {"case": name, "widths": case.widths, "batch": case.batch, "rounds": rounds, "results": results}
+    if options.memory:
+        for step, run in steps.items():
+            results[step]["peak bytes"] = peak_bytes(model, run)
+    return {"case": name, "title": workload.title, "batch": workload.batch, "rounds": rounds, "results": results}
 
 
-def show(measured: list[dict[str, object]], console: Console) -> None:
+def show(measured: list[dict[str, object]], names: tuple[str, ...], memory: bool, console: Console) -> None:
     table = Table(title="Training step with an L1 prior, relative to the plain step (median; fp32)")
     table.add_column("network", no_wrap=True)
     table.add_column("batch", justify="right")
-    table.add_column("plain\nms", justify="right")
-    names = ("double backward", "attribute", "attribute_loss")
-    for name in names:
-        table.add_column(name.replace(" ", "\n").replace("e_l", "e\n_l"), justify="right")
+    table.add_column("plain", justify="right", no_wrap=True)
+    for name in names[1:]:
+        table.add_column(
+            name.replace(" ", "\n").replace("te_l", "te_\nl").replace("compiled", "torch.\ncompile"), justify="right"
+        )
     for one in measured:
         results = one["results"]
         assert isinstance(results, dict)
-        ratios = [f"{results[name]['ratio']:.2f}x" for name in names]
-        widths = one["widths"]
-        assert isinstance(widths, list)
-        table.add_row("-".join(map(str, widths)), str(one["batch"]), f"{results['plain']['milliseconds']:.2f}", *ratios)
+        times = [f"{results[name]['ratio']:.2f}x" for name in names[1:]]
+        table.add_row(str(one["case"]), str(one["batch"]), f"{results['plain']['milliseconds']:.2f} ms", *times)
+        if memory:
+            plain = results["plain"]["peak bytes"]
+            peaks = [f"{results[name]['peak bytes'] / plain:.2f}x" for name in names[1:]]
+            table.add_row("  memory", "", f"{plain / 2**20:.1f} MiB", *peaks)
     console.print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", action="append", choices=list(NETWORKS), help="a case; repeat for more")
+    parser.add_argument("--case", action="append", choices=list(WORKLOADS), help="a case; repeat for more")
     parser.add_argument("--rounds", type=int, help="rounds of every case (default: by its size)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of PyTorch")
+    parser.add_argument("--compile", action="store_true", help="time compiled steps too (compiling takes minutes)")
+    parser.add_argument("--memory", action="store_true", help="measure the allocator's peak too")
     parser.add_argument("--json", type=Path, help="keep the figures in this file")
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
     options = parser.parse_args()
     console = Console()
     if options.list:
-        for name, case in NETWORKS.items():
-            console.print(f"{name}: {'-'.join(map(str, case.widths))}, batch {case.batch}")
+        for name, workload in WORKLOADS.items():
+            console.print(f"{name}: {workload.title}, batch {workload.batch}")
         return
     torch.set_num_threads(options.threads)
     backend = "C++ kernels" if xa.ops.extension else "reference"
     machine = f"{options.threads} threads, torch {torch.__version__}, {platform.machine()}, {backend}"
     console.print(machine)
-    measured = [measure(name, options.rounds, console) for name in options.case or ["paper", "paper-512", "narrow"]]
-    show(measured, console)
+    measured = [measure(name, options, console) for name in options.case or PERCEPTRONS]
+    show(measured, BASE + COMPILED if options.compile else BASE, options.memory, console)
     if options.json:
         options.json.write_text(json.dumps({"machine": machine, "cases": measured}, indent=2) + "\n")
 

@@ -105,6 +105,14 @@ def test_a_compiled_step_follows_the_model():
             assert_same(found[1], found[0], 1e-10)
 
 
+def test_hooks_are_refused_in_a_compiled_step_too():
+    model, x, labels = network(torch.float64)
+    model.down.register_forward_hook(lambda *args: None)
+    torch.compiler.reset()
+    with pytest.raises(Exception, match="hooks"):
+        torch.compile(step_of(sweep_of(model, False), False), fullgraph=True, backend="aot_eager")(x, labels)
+
+
 @LOSSES
 def test_a_whole_compiled_step_with_its_optimiser_trains_as_an_eager_one(loss):
     model, x, labels = network(torch.float64)

@@ -23,6 +23,38 @@ def assert_sweeps_as_it_is(model, x):
     assert_same_step(run_step(xa.attribute, model, x, cotangent=cotangent), want)
 
 
+class Configured(nn.Module):
+    """Reads what it was given in forward: a function, a list, a dictionary, a flag."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(linear(6, 6) for _ in range(3))
+        self.act, self.order, self.options, self.skip = torch.relu, [0, 1, 2], {"slope": 0.1}, False
+
+    def forward(self, x):
+        for i in self.order:
+            y = nn.functional.leaky_relu(self.act(self.layers[i](x)), self.options["slope"])
+            x = x + y if self.skip else y
+        return x
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m, "act", torch.abs),
+        lambda m: m.order.reverse(),
+        lambda m: m.order.pop(),
+        lambda m: m.options.update(slope=0.7),
+        lambda m: setattr(m, "skip", True),
+    ],
+)
+def test_a_change_of_what_a_forward_reads_is_seen(change):
+    model, x = Configured().double(), torch.randn(5, 6, dtype=torch.float64)
+    assert_sweeps_as_it_is(model, x)
+    change(model)
+    assert_sweeps_as_it_is(model, x)
+
+
 @pytest.fixture
 def swept():
     """A custom module that has been swept once, and an input."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .engine import Tape
 from .inputs import to_autocast
-from .program import Attribute, Extra, Program, bound, constants_of, occurrences, program_of, settings_of
+from .program import Attribute, Extra, Program, bound, constants_of, hooked, occurrences, program_of, settings_of
 from .run import Optionals, Run
 
 P = ParamSpec("P")
@@ -66,8 +66,10 @@ class _Record:
 @_constant
 def _record(model: nn.Module, inputs: int, extras: tuple[Any, ...]) -> int:
     """The number of a new record. Runs while the graph is traced, with the model itself."""
-    number = next(_numbers)
-    _records[number] = _Record(model, program_of(model, occurrences(model), inputs, extras))
+    number, modules = next(_numbers), occurrences(model)
+    for error in hooked(model, modules):
+        raise error
+    _records[number] = _Record(model, program_of(model, modules, inputs, extras))
     finalize(model, _records.pop, number, None)
     return number
 

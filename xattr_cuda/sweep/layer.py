@@ -42,8 +42,10 @@ class Layer(ABC):
     """Has cheap maps (no product): tensors beside such a layer are recomputed, not saved."""
     aliases: ClassVar[bool] = False
     """In PyTorch its output may share memory with its input."""
+    shrinks: ClassVar[bool] = False
+    """Returns fewer elements than it takes."""
     rectifies: ClassVar[bool] = False
-    """Commutes with ReLU, and returns fewer elements than it takes."""
+    """Commutes with ReLU."""
     keeps: ClassVar[int | None] = None
     """How many of its parameters, from the first, the backward pass needs; None: all."""
 

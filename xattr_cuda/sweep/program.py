@@ -7,6 +7,7 @@ dropout rate or a swapped layer is always seen. Programs are cached beside the m
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,6 +23,8 @@ from .schedule import Graph, Schedule, Traits, schedule
 Signature = tuple[Any, ...]
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
+_SEEN = (bool, int, float, str, type, FunctionType, BuiltinFunctionType, torch.dtype)
+_OWN = frozenset(vars(nn.Module()))  # attributes that every module has
 SHAPE_READERS: dict[Any, Callable[..., Any]] = {
     "shape": lambda shape: shape,
     "size": lambda shape, dim=None: shape if dim is None else shape[dim],
@@ -151,10 +154,21 @@ def settings_of(module: nn.Module) -> tuple[tuple[str, Any], ...]:
     return tuple([(k, v) for k, v in vars(module).items() if isinstance(v, _PLAIN)])
 
 
+def _frozen(value: Any) -> Any:
+    """A value that a forward may branch on, hashable; None for what is none."""
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple([_frozen(v) for v in value])
+    if isinstance(value, dict):
+        return tuple([(k, _frozen(v)) for k, v in value.items()])
+    return value if isinstance(value, _SEEN) else None
+
+
 def _traced_settings(module: nn.Module) -> tuple[tuple[str, Any], ...]:
-    """The settings of a module that a trace goes through: its forward may depend on them."""
+    """What a module that a trace goes through was given: its forward may depend on it."""
     kind = type(module)
-    return () if rule_of(kind) is not None or kind.__module__.startswith("torch.nn.") else settings_of(module)
+    if rule_of(kind) is not None or kind.__module__.startswith("torch.nn."):
+        return ()
+    return tuple([(k, _frozen(v)) for k, v in vars(module).items() if k not in _OWN])
 
 
 def signature_of(modules: list[nn.Module]) -> Signature:
@@ -223,7 +237,7 @@ def traits_of(layer: Layer, params: Sequence[Tensor]) -> Traits:
     for p in params:
         trainable = trainable or p.requires_grad
         one_slope = one_slope and p.numel() == 1
-    return Traits(layer.fuses, layer.maskable and one_slope, layer.recomputes, trainable)
+    return Traits(layer.fuses, layer.maskable and one_slope, layer.recomputes, layer.shrinks, trainable)
 
 
 _programs: WeakKeyDictionary[nn.Module, dict[Signature, Program]] = WeakKeyDictionary()

@@ -16,6 +16,7 @@ class Traits(NamedTuple):
     fuses: bool  # can apply a neighbouring activation on its way out
     maskable: bool  # is an activation that can be applied so
     recomputes: bool  # its maps are cheap enough to run again instead of saving their results
+    shrinks: bool  # returns fewer elements than it takes
     trainable: bool
 
 
@@ -168,9 +169,22 @@ def _kept_cotangents(graph: Graph, traits: Sequence[Traits]) -> frozenset[int]:
         if (seeded and not readers[out]) or (not seeded and above):
             known.add(out)
         if traits[i].trainable and out not in known:
-            kept.add(out)
+            kept.add(_above_pooling(graph, traits, readers, out))
             known.add(out)
     return frozenset(kept)
+
+
+def _above_pooling(graph: Graph, traits: Sequence[Traits], readers: Sequence[Sequence[int]], v: int) -> int:
+    """v, or a smaller value above it from whose cotangent that of v is found again without a product."""
+    smallest = v
+    while v not in graph.outputs and len(readers[v]) == 1:
+        (i,) = readers[v]
+        if not traits[i].recomputes or len(graph.reads[i]) > 1:
+            break
+        v = graph.inputs + i
+        if traits[i].shrinks:
+            smallest = v
+    return smallest
 
 
 def _sources(kept: Collection[int], behind: Sequence[Sequence[int]], order: Iterable[int]) -> list[frozenset[int]]:

@@ -89,6 +89,8 @@ class FactorRule(Layer):
 class SumRule(MapRule):
     """The sum over some dimensions, or over all (None)."""
 
+    shrinks = True
+
     def __init__(self, dim: Any, keepdim: bool) -> None:
         self.dim, self.keepdim = dim, keepdim
 

@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,7 @@ class PoolRule(Layer):
     """Pooling of h [B, C, *size] with one to three dimensions of space."""
 
     recomputes = True
+    shrinks = True
 
     def __init__(self, dims: int) -> None:
         self.dims = dims
@@ -106,8 +107,7 @@ class MaxPoolRule(FlatMaxRule):
     more than 256 elements, that of the base.
     """
 
-    rectifies: ClassVar[bool] = True
-    """The maximum commutes with ReLU, so the schedule may pool before it rectifies."""
+    rectifies = True
 
     def __init__(
         self,
@@ -246,6 +246,7 @@ class AmaxRule(Layer):
     """
 
     recomputes = True
+    shrinks = True
 
     def __init__(self, dim: Any, keepdim: Any) -> None:
         self.dim, self.keepdim = dim, keepdim
