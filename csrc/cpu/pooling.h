@@ -1,15 +1,12 @@
 // What the operators of max pooling share: layouts, the geometry of a call, and the division of the work.
 #pragma once
 
-#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
 #include "checks.h"
+#include "cpu/isa/kernels.h"
 #include "cpu/pool.h"
-
-#define XATTR_DISPATCH_POOL(op, dtype, ...) \
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, dtype, op, __VA_ARGS__)
 
 namespace xattr {
 
@@ -21,23 +18,23 @@ inline at::MemoryFormat pool_format(const at::Tensor& t) {
   return keeps ? last : at::MemoryFormat::Contiguous;
 }
 
-// The geometry of pooling an input of shape `in` to `out`, both [B, C, ...].
-inline Pool pool_of(at::IntArrayRef in, at::IntArrayRef out, const Windows& windows) {
+// The geometry of pooling an input of shape `in` to `out`, both [B, C, ...], in a layout.
+inline Pool pool_of(at::IntArrayRef in, at::IntArrayRef out, const Windows& windows, at::MemoryFormat format) {
   Pool pool;
   Axis* axes[] = {&pool.width, &pool.height, &pool.depth};
   for (int64_t d = windows.dims() - 1, i = 0; d >= 0; --d, ++i) {
     *axes[i] = windows.axis(d, in[d + 2], false);
     axes[i]->out = out[d + 2];
   }
-  pool.channels = in[1];
+  if (format != at::MemoryFormat::Contiguous) pool.channels = in[1];
   return pool;
 }
 
-// body(begin, end) over `rows` rows that read `visits` elements each, in parallel where that pays.
+// body(begin, end) over `parts` parts that read `visits` elements each, in parallel where that pays.
 template <typename Body>
-void for_pool_rows(int64_t rows, int64_t visits, const Body& body) {
+void for_pool_parts(int64_t parts, int64_t visits, const Body& body) {
   constexpr int64_t worth_a_thread = 32768;
-  at::parallel_for(0, rows, std::max<int64_t>(1, worth_a_thread / std::max<int64_t>(1, visits)), body);
+  at::parallel_for(0, parts, std::max<int64_t>(1, worth_a_thread / std::max<int64_t>(1, visits)), body);
 }
 
 }  // namespace xattr

@@ -1,67 +1,78 @@
 // pool_pull: the transpose of max_pool. Twin of reference/pool_pull.py.
 #pragma once
 
-#include <algorithm>
-#include <type_traits>
-#include <vector>
-
-#include "pool.h"
+#include "pool_plane.h"
 
 namespace xattr {
+inline namespace CPU_CAPABILITY {
 
-// Sums are taken in fp32 at least.
+// The images begin .. end of one channel each: every element of g is added where idx says. Small images are summed
+// several at a time, so that the stores into a sum have long ended when vectors of it are read.
 template <typename T>
-using SumOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-// One contiguous channel: adds every element of g to sum, pool.in() elements, where idx says.
-template <typename T>
-void pool_pull_channel(const T* g, const uint8_t* idx, const Pool& pool, const Places& places, SumOf<T>* sum) {
-  std::fill_n(sum, pool.in(), SumOf<T>(0));
-  for (int64_t od = 0; od < pool.depth.out; ++od) {
-    for (int64_t oh = 0; oh < pool.height.out; ++oh) {
-      const int64_t row = (od * pool.height.out + oh) * pool.width.out;
-      places.for_windows(od, oh, [&](int64_t ow, auto place) {
-        const int64_t at = place(idx[row + ow]);
-        if (at >= 0) sum[at] += static_cast<SumOf<T>>(g[row + ow]);
+void pool_pull_planes(const T* g, const uint8_t* idx, const Pool& pool, int64_t begin, int64_t end, T* out) {
+  constexpr int64_t block_elements = 1024;
+  const PoolPlane plane(pool);
+  const int64_t windows = windows_of(pool), elements = elements_of(pool);
+  const int64_t block = std::max<int64_t>(1, block_elements / plane.size());
+  const auto sums = lanes<Compute<T>>(block * plane.room() + kWordBits), buffer = lanes<Compute<T>>(windows);
+  for (int64_t i = begin; i < end; i += block) {
+    const int64_t stop = std::min(i + block, end);
+    Compute<T>* sum = sums.get();
+    for (int64_t j = i; j < stop; ++j, sum += plane.room()) {
+      const Compute<T>* from = widen(g + j * windows, windows, buffer.get());
+      std::fill_n(sum, plane.size(), Compute<T>(0));
+      plane.for_windows(idx + j * windows, [&](int64_t o, int64_t place) { sum[place] += from[o]; });
+    }
+    sum = sums.get();
+    for (int64_t j = i; j < stop; ++j, sum += plane.room()) {
+      plane.for_runs([&](int64_t framed, int64_t start, int64_t count) {
+        narrow(sum + framed, count, out + j * elements + start);
       });
     }
   }
 }
 
 // sum[i] += g[i] where idx[i] is k.
-template <typename T>
-void add_where(
-    const T* __restrict g, const uint8_t* __restrict idx, uint8_t k, int64_t count, SumOf<T>* __restrict sum) {
+template <typename C>
+void add_where(const C* __restrict g, const uint8_t* __restrict idx, uint8_t k, int64_t count, C* __restrict sum) {
   for (int64_t i = 0; i < count; ++i) {
-    const SumOf<T> value = static_cast<SumOf<T>>(g[i]);
-    sum[i] += idx[i] == k ? value : SumOf<T>(0);
+    const C value = g[i];  // read in any case: vectors then need no masked loads
+    sum[i] += idx[i] == k ? value : C(0);
   }
 }
 
-// Channels last: the row (d, h) of the input's cotangent, from all windows of the image that reach it. sum: of
-// pool.channels elements.
+// body(o, k) for each window o that has an element k at `place`.
+template <typename Body>
+void for_windows_at(const Axis& axis, int64_t place, const Body& body) {
+  for (int64_t k = 0; k < axis.kernel; ++k) {
+    if (const int64_t o = window_of(axis, place, k); o >= 0) body(o, k);
+  }
+}
+
+// Channels last: the rows begin .. end of the inputs of all images, each from the rows of windows that reach it.
 template <typename T>
-void pool_pull_row_channels_last(
-    const T* g, const uint8_t* idx, const Pool& pool, int64_t d, int64_t h, std::vector<SumOf<T>>& sum, T* row) {
-  const int64_t n = pool.channels;
-  const auto for_windows = [](const Axis& axis, int64_t place, auto body) {
-    for (int64_t k = 0; k < axis.kernel; ++k) {
-      if (const int64_t o = axis.window(place, k); o >= 0) body(o, k);
-    }
-  };
-  for (int64_t w = 0; w < pool.width.in; ++w) {
-    std::fill(sum.begin(), sum.end(), SumOf<T>(0));
-    for_windows(pool.depth, d, [&](int64_t od, int64_t kd) {
-      for_windows(pool.height, h, [&](int64_t oh, int64_t kh) {
-        for_windows(pool.width, w, [&](int64_t ow, int64_t kw) {
-          const int64_t at = ((od * pool.height.out + oh) * pool.width.out + ow) * n;
-          const int64_t k = (kd * pool.height.kernel + kh) * pool.width.kernel + kw;
-          add_where(g + at, idx + at, static_cast<uint8_t>(k), n, sum.data());
-        });
+void pool_pull_rows(const T* g, const uint8_t* idx, const Pool& pool, int64_t begin, int64_t end, T* out) {
+  const Axis& width = pool.width;
+  const int64_t n = pool.channels, row = width.in * n, windows = width.out * n;
+  const auto sum = lanes<Compute<T>>(row), buffer = lanes<Compute<T>>(windows);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t plane = i / pool.height.in, image = plane / pool.depth.in;
+    std::fill_n(sum.get(), row, Compute<T>(0));
+    for_windows_at(pool.depth, plane % pool.depth.in, [&](int64_t od, int64_t kd) {
+      for_windows_at(pool.height, i % pool.height.in, [&](int64_t oh, int64_t kh) {
+        const int64_t start = ((image * pool.depth.out + od) * pool.height.out + oh) * windows;
+        const Compute<T>* from = widen(g + start, windows, buffer.get());
+        for (int64_t kw = 0; kw < width.kernel; ++kw) {
+          const auto k = static_cast<uint8_t>(index_of(pool, kd, kh, kw));
+          for (int64_t ow = first_window(width, kw); ow < last_window(width, kw); ++ow) {
+            add_where(from + ow * n, idx + start + ow * n, k, n, sum.get() + place_of(width, ow, kw) * n);
+          }
+        }
       });
     });
-    for (int64_t c = 0; c < n; ++c) row[w * n + c] = static_cast<T>(sum[c]);
+    narrow(sum.get(), row, out + i * row);
   }
 }
 
+}  // namespace CPU_CAPABILITY
 }  // namespace xattr

@@ -76,7 +76,7 @@ def attribute(
         return Attribution(output, mirror(attributions, inputs))
     run = _start(model, xs, constants)
     given = None if cotangent is None else flatten_like(cotangent, run.structure)
-    with without_autocast(xs[0].device):
+    with without_autocast(xs[0].device, run.autocast):
         needs_grad = run.needs_grad(*(given or ()))
         outputs = run.forward(keep=needs_grad)
         seeds = seeds_of(outputs, target, given)
@@ -102,11 +102,11 @@ def attribute_loss(
         loss, output, attributions = double_backward.attribute_loss(model, xs, criterion, args)
         return LossAttribution(loss, output, mirror(attributions, inputs))
     run = _start(model, xs)
-    with without_autocast(xs[0].device):
+    with without_autocast(xs[0].device, run.autocast):
         outputs = run.forward(keep=False)
     loss, seeds = loss_and_cotangents(criterion, outputs, lambda ys: fill(run.structure, ys), args)
     cotangents = [None] * len(outputs)
-    with without_autocast(xs[0].device):
+    with without_autocast(xs[0].device, run.autocast):
         if not run.needs_grad():
             return LossAttribution(
                 loss, fill(run.structure, outputs), mirror(run.attributions(seeds, False, cotangents), inputs)

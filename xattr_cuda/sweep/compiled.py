@@ -8,6 +8,7 @@ is traced or run.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import count, islice
 from typing import Any, ParamSpec, TypeVar, cast
 from weakref import finalize, ref
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .engine import Tape
-from .inputs import to_autocast
+from .inputs import autocasts, to_autocast
+from .layer import Frame
 from .program import Attribute, Extra, Program, bound, constants_of, hooked, occurrences, program_of, settings_of
 from .run import Optionals, Run
 
@@ -48,18 +50,18 @@ class _Record:
         """The step with tensors of the graph."""
         model = self.model()
         assert model is not None
-        return Run(bound(self.program, occurrences(model), constants), list(xs))
+        return Run(bound(self.program, occurrences(model), constants), list(xs), autocast=False)
 
     def resume(self, run: Run, outputs: Sequence[Tensor], saved: Sequence[Tensor]) -> Run:
         """The step after its forward sweep, whose tape has its tensors back."""
         assert self.tape is not None
         stream, old = iter(saved), self.tape
-        residuals = [tuple(islice(stream, len(residual))) for residual in old.residuals]
+        frames = [
+            Frame(params, frame.shapes, frame.out_shape, tuple(islice(stream, len(frame.residual))))
+            for params, frame in zip(run.bound.params, old.frames, strict=True)
+        ]
         kept = dict(zip(old.kept, stream, strict=True))
-        tape = Tape(old.program, run.bound.layers, run.bound.params, old.schedule, old.shapes, residuals, kept)
-        # A layer whose settings depend on sizes was built by the forward sweep.
-        tape.layers[:] = old.layers
-        run.tape, run.outputs = tape, outputs
+        run.tape, run.outputs = replace(old, frames=frames, kept=kept), outputs
         return run
 
 
@@ -139,7 +141,7 @@ def _forward(number: int, keep: bool, inputs: int, *tensors: Any) -> tuple[Tenso
     outputs = run.forward(keep)
     record.tape = run.tape
     assert run.tape is not None
-    return (*outputs, *(t for residual in run.tape.residuals for t in residual), *run.tape.kept.values())
+    return (*outputs, *(t for frame in run.tape.frames for t in frame.residual), *run.tape.kept.values())
 
 
 def _resumed(number: int, one_output: bool, tensors: Sequence[Any]) -> tuple[Run, list[Any], list[Any], Any]:
@@ -170,8 +172,8 @@ def _attributions(number: int, one_output: bool, *tensors: Any) -> tuple[Tensor,
 class CompiledRun:
     """`Run` for a graph: the same methods, over calls that Dynamo does not look into."""
 
-    def __init__(self, number: int, xs: list[Tensor], constants: list[Any]) -> None:
-        self.number, self.xs, self.constants = number, xs, constants
+    def __init__(self, number: int, xs: list[Tensor], constants: list[Any], autocast: bool) -> None:
+        self.number, self.xs, self.constants, self.autocast = number, xs, constants, autocast
         self.saved: list[Tensor] = []
         self.outputs: list[Tensor] = []
 
@@ -191,7 +193,8 @@ class CompiledRun:
                 given.append(constants[source[0]] if source else None)
         if any(not source for source in _sources(number)):
             given = list(_constants(number, *given))
-        return CompiledRun(number, [to_autocast(x, device) for x in xs], [to_autocast(c, device) for c in given])
+        cast_xs, cast_constants = ([to_autocast(t, device) for t in ts] for ts in (xs, given))
+        return CompiledRun(number, cast_xs, cast_constants, autocasts(device))
 
     @property
     def structure(self) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .fusion import cotangent_fused, forward_fused, tangent_fused
-from .layer import Frame, Layer, Residual
+from .layer import Frame, Layer
 from .program import BoundProgram, Program
 from .schedule import Graph, Schedule
 
@@ -21,52 +21,46 @@ class Tape:
 
     program: Program
     layers: list[Layer]
-    params: list[tuple[Tensor, ...]]
     schedule: Schedule
-    shapes: list[torch.Size] = field(default_factory=list)  # of the values
-    residuals: list[Residual] = field(default_factory=list)  # of the layers
+    shapes: list[torch.Size]  # of the values
+    frames: list[Frame]  # of the layers
     kept: dict[int, Tensor] = field(default_factory=dict)  # values that were to be kept
 
     @property
     def graph(self) -> Graph:
         return self.schedule.graph
 
-    def frame(self, i: int) -> Frame:
-        """What the forward sweep left at layer i."""
-        reads = self.graph.reads[i]
-        shapes = tuple([self.shapes[v] for v in reads])
-        return Frame(self.params[i], shapes, self.shapes[self.graph.inputs + i], self.residuals[i])
+
+_NOTHING = Frame((), (), torch.Size(()), ())
 
 
 def forward_sweep(bound: BoundProgram, inputs: Sequence[Tensor], keep: bool) -> tuple[list[Tensor], Tape]:
     """h_l = m_l * (W_l h_{l-1}). Returns the outputs and the tape, which with `keep` has what two chains need."""
-    graph, schedule = bound.schedule.graph, bound.schedule
-    tape = Tape(bound.program, bound.layers, bound.params, schedule)
-    count = graph.inputs + len(graph.reads)
-    tape.shapes = [torch.Size(())] * count
-    tape.residuals = [()] * len(graph.reads)
-    values: dict[int, Tensor] = {}
-
-    def put(v: int, h: Tensor) -> None:
-        values[v] = h
-        tape.shapes[v] = h.shape
-        if keep and v in schedule.kept_inputs:
-            tape.kept[v] = h
-
-    for v, x in enumerate(inputs):
-        put(v, x)
+    graph, schedule, params, layers = bound.schedule.graph, bound.schedule, bound.params, bound.layers
+    shapes = [x.shape for x in inputs] + [_NOTHING.out_shape] * len(graph.reads)
+    frames = [_NOTHING] * len(graph.reads)
+    tape = Tape(bound.program, bound.layers, schedule, shapes, frames)
+    kept = schedule.kept_inputs if keep else frozenset()
+    values, sized = dict(enumerate(inputs)), bool(bound.program.sizes)
     for i, activation, dead, _ in schedule.stages_up((), True):
-        layer, reads = bound.layer(i, tape.shapes), [values[v] for v in graph.reads[i]]
-        out = graph.inputs + i
+        if sized:
+            bound.settle(i, shapes)
+        hs, out = [values[v] for v in graph.reads[i]], graph.inputs + i
+        read = tuple([h.shape for h in hs])
         if activation is None:
-            h, tape.residuals[i] = layer.forward(bound.params[i], *reads)
+            h, residual = layers[i].forward(params[i], *hs)
+            frames[i] = Frame(params[i], read, h.shape, residual)
         else:
+            slopes = params[activation]
+            h, residual = forward_fused(layers[i], params[i], hs, layers[activation], slopes)
+            frames[i] = Frame(params[i], read, h.shape, ())
+            frames[activation] = Frame(slopes, (h.shape,), h.shape, residual)
+            shapes[out] = h.shape
             out = graph.inputs + activation
-            above, slopes = bound.layer(activation, tape.shapes), bound.params[activation]
-            h, tape.residuals[activation] = forward_fused(layer, bound.params[i], reads, above, slopes)
-            tape.shapes[graph.inputs + i] = h.shape
-        del reads
-        put(out, h)
+        values[out], shapes[out] = h, h.shape
+        if out in kept:
+            tape.kept[out] = h
+        del hs
         for v in dead:
             del values[v]
     return [values[v] for v in graph.outputs], tape
@@ -108,7 +102,8 @@ def cotangent_sweep(
             for v, c in _cotangents(tape, i, activation, g):
                 sums.add(v, c)
         if release:
-            tape.residuals[i if activation is None else activation] = ()
+            used = i if activation is None else activation
+            tape.frames[used] = tape.frames[used]._replace(residual=())
     for v in range(graph.inputs):
         if v in wanted and v in sums.found:
             yield v, sums.found[v]
@@ -116,12 +111,12 @@ def cotangent_sweep(
 
 def _cotangents(tape: Tape, i: int, activation: int | None, g: Tensor) -> Iterator[tuple[int, Tensor]]:
     """The cotangents of what a stage reads."""
-    layer, frame, reads = tape.layers[i], tape.frame(i), tape.graph.reads
+    layer, frame, reads = tape.layers[i], tape.frames[i], tape.graph.reads
     if activation is None:
         found = layer.cotangent(frame, g)
         yield from zip(reads[i], (found,) if isinstance(found, Tensor) else found, strict=True)
     else:
-        yield reads[activation][0], cotangent_fused(layer, frame, g, tape.layers[activation], tape.frame(activation))
+        yield reads[activation][0], cotangent_fused(layer, frame, g, tape.layers[activation], tape.frames[activation])
 
 
 def tangent_sweep(tape: Tape, starts: Sequence[Tensor], layers: tuple[int, ...], outputs: bool) -> Iterator[Tensor]:
@@ -136,11 +131,11 @@ def tangent_sweep(tape: Tape, starts: Sequence[Tensor], layers: tuple[int, ...],
         if passes:
             layer, reads, out = tape.layers[i], [values[v] for v in graph.reads[i]], graph.inputs + i
             if activation is None:
-                values[out] = layer.tangent(tape.frame(i), *reads)
+                values[out] = layer.tangent(tape.frames[i], *reads)
             else:
                 above = tape.layers[activation]
                 out = graph.inputs + activation
-                values[out] = tangent_fused(layer, tape.frame(i), reads, above, tape.frame(activation))
+                values[out] = tangent_fused(layer, tape.frames[i], reads, above, tape.frames[activation])
             del reads
         for v in dead:
             del values[v]

@@ -132,10 +132,18 @@ class _ParameterGradients:
 
     def add(self, i: int, pairs: Sequence[Pair]) -> None:
         """The gradients that layer i has from these chains."""
-        if pairs:
-            for k, d in enumerate(self.tape.layers[i].parameter_gradients(self.tape.frame(i), pairs), self.first[i]):
-                before = self.found[k]
-                self.found[k] = d if before is None or d is None else before.add_(d)
+        if not pairs:
+            return
+        layer, first = self.tape.layers[i], self.first[i]
+        new = layer.parameter_gradients(self.tape.frames[i], pairs)
+        if len(new) != self.first[i + 1] - first:
+            raise RuntimeError(
+                f"the rule of {layer.where} returned {len(new)} gradients for {self.first[i + 1] - first} parameters; "
+                "wanted one for each (None where it is no number's)"
+            )
+        for k, d in enumerate(new, first):
+            before = self.found[k]
+            self.found[k] = d if before is None or d is None else before.add_(d)
 
 
 def _task_down(
@@ -209,7 +217,7 @@ def _backward(ctx: Any, sent: Optionals) -> Any:
     d_outputs, attributed, d_loss = sent[:outputs], sent[outputs:-1], sent[-1]
     needs = ctx.needs_input_grad[1:]
     needs_x, needs_cotangents, needs_loss = needs[:inputs], needs[inputs : inputs + outputs], needs[inputs + outputs]
-    gradients = _ParameterGradients(saved, ctx.restore.counts)
+    gradients = _ParameterGradients(saved, ctx.restore.counts())
 
     s = d_outputs[0] if ctx.one_output else d_loss
     factors = [_factor(a, s, saved.scale, len(tape.shapes[k])) for k, a in enumerate(attributed)]
@@ -231,7 +239,7 @@ def _backward(ctx: Any, sent: Optionals) -> Any:
             inputs_again = tangent_sweep(tape, saved.inputs(), trainable, False)
 
         def waits(i: int) -> bool:
-            return ctx.with_loss or (has_own and tape.layers[i].joins_chains(tape.frame(i)))
+            return ctx.with_loss or (has_own and tape.layers[i].joins_chains(tape.frames[i]))
 
         deltas = _task_down(saved, d_outputs, needs_x, gradients, waits)
         dx = [_add(d, deltas.pop(k, None)) for k, d in enumerate(dx)]

@@ -39,9 +39,12 @@ def autocasts(device: torch.device) -> bool:
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast has been applied: nothing inside is cast again."""
-    return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
+_NOTHING: AbstractContextManager[Any] = nullcontext()
+
+
+def without_autocast(device: torch.device, on: bool) -> AbstractContextManager[Any]:
+    """Where autocast is on, it has been applied: nothing inside is cast again."""
+    return torch.autocast(device.type, enabled=False) if on else _NOTHING
 
 
 def to_autocast(t: Any, device: torch.device) -> Any:

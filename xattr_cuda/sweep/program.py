@@ -24,6 +24,7 @@ Signature = tuple[Any, ...]
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
 _SEEN = (bool, int, float, str, type, FunctionType, BuiltinFunctionType, torch.dtype)
+_fixed: dict[type[nn.Module], bool] = {}  # module types of PyTorch, whose forward depends on nothing that changes
 _OWN = frozenset(vars(nn.Module()))  # attributes that every module has
 SHAPE_READERS: dict[Any, Callable[..., Any]] = {
     "shape": lambda shape: shape,
@@ -90,17 +91,19 @@ class Program:
     sizes: tuple[Expression, ...]
     outputs: tuple[int, ...]
     structure: Any  # what the model returns, with positions in `outputs` for tensors
-    schedules: dict[tuple[Traits, ...], Schedule] = field(default_factory=dict, compare=False)
+    schedules: dict[tuple[int, ...], Schedule] = field(default_factory=dict, compare=False)  # by `_state` of layers
 
     @property
     def graph(self) -> Graph:
         return Graph(self.inputs, tuple(i.inputs for i in self.instructions), self.outputs)
 
-    def schedule(self, traits: tuple[Traits, ...]) -> Schedule:
-        """The schedule for layers of these traits, made once."""
-        if traits not in self.schedules:
-            self.schedules[traits] = schedule(self.graph, traits)
-        return self.schedules[traits]
+    def schedule(self, layers: Sequence[Layer], params: Sequence[Sequence[Tensor]]) -> Schedule:
+        """The schedule for these layers and parameters, made once for each choice of what is trained."""
+        state = tuple([_state(p) if p else 0 for p in params])
+        if state not in self.schedules:
+            traits = tuple(traits_of(layer, p) for layer, p in zip(layers, params, strict=True))
+            self.schedules[state] = schedule(self.graph, traits)
+        return self.schedules[state]
 
     def size(self, size: Size, shapes: Sequence[torch.Size]) -> Any:
         """What a size is for values of these shapes."""
@@ -124,14 +127,12 @@ class BoundProgram:
     params: list[tuple[Tensor, ...]]
     schedule: Schedule
 
-    def layer(self, i: int, shapes: Sequence[torch.Size]) -> Layer:
-        """Layer i, its settings known now that all values before it have shapes."""
-        rebuild = self.program.instructions[i].rebuild
-        if rebuild is not None:
-            instruction = self.program.instructions[i]
-            layer = rebuild(lambda size: self.program.size(size, shapes))
+    def settle(self, i: int, shapes: Sequence[torch.Size]) -> None:
+        """Give layer i its settings, known now that all values before it have shapes."""
+        instruction = self.program.instructions[i]
+        if instruction.rebuild is not None:
+            layer = instruction.rebuild(lambda size: self.program.size(size, shapes))
             self.layers[i] = named(layer, instruction.name, instruction.kind)
-        return self.layers[i]
 
 
 def named(layer: Layer, name: str, kind: str) -> Layer:
@@ -166,7 +167,9 @@ def _frozen(value: Any) -> Any:
 def _traced_settings(module: nn.Module) -> tuple[tuple[str, Any], ...]:
     """What a module that a trace goes through was given: its forward may depend on it."""
     kind = type(module)
-    if rule_of(kind) is not None or kind.__module__.startswith("torch.nn."):
+    if kind not in _fixed:
+        _fixed[kind] = kind.__module__.startswith("torch.nn.")
+    if _fixed[kind] or rule_of(kind) is not None:
         return ()
     return tuple([(k, _frozen(v)) for k, v in vars(module).items() if k not in _OWN])
 
@@ -208,35 +211,35 @@ def constants_of(program: Program, read: Callable[[Attribute | Extra], Any]) -> 
 
 def bound(program: Program, modules: list[nn.Module], constants: Sequence[Any]) -> BoundProgram:
     """The program with layers built from the modules as they are, and the given constants."""
-    layers, params, traits = [], [], []
+    layers: list[Layer] = []
+    params: list[tuple[Tensor, ...]] = []
     for instruction in program.instructions:
-        layer = instruction.layer
-        if instruction.rule is not None:
-            layer = _built(instruction, modules[instruction.position])
-        assert layer is not None
-        tensors = tuple([constants[i] for i in instruction.params])
-        layers.append(layer)
-        params.append(tensors)
-        traits.append(traits_of(layer, tensors))
-    return BoundProgram(program, layers, params, program.schedule(tuple(traits)))
+        if instruction.rule is None:
+            assert instruction.layer is not None
+            layers.append(instruction.layer)
+        else:
+            try:
+                layer = instruction.rule.build(modules[instruction.position])
+            except LayerError as error:
+                raise error.at(instruction.name, instruction.kind) from None
+            layers.append(named(layer, instruction.name, instruction.kind))
+        params.append(tuple([constants[i] for i in instruction.params]) if instruction.params else ())
+    return BoundProgram(program, layers, params, program.schedule(layers, params))
 
 
-def _built(instruction: Instruction, module: nn.Module) -> Layer:
-    """The layer of a module with the settings that it has now."""
-    assert instruction.rule is not None
-    try:
-        layer = instruction.rule.build(module)
-    except LayerError as error:
-        raise error.at(instruction.name, instruction.kind) from None
-    return named(layer, instruction.name, instruction.kind)
+def _state(params: Sequence[Tensor]) -> int:
+    """What a layer's traits depend on beside its type: whether a parameter is trained, and whether all are numbers."""
+    trainable, single = False, True
+    for p in params:
+        trainable = trainable or p.requires_grad
+        single = single and p.numel() == 1
+    return 1 + trainable + 2 * single
 
 
 def traits_of(layer: Layer, params: Sequence[Tensor]) -> Traits:
     """What the schedule needs to know of a layer."""
-    trainable, one_slope = False, True
-    for p in params:
-        trainable = trainable or p.requires_grad
-        one_slope = one_slope and p.numel() == 1
+    trainable = any(p.requires_grad for p in params)
+    one_slope = all(p.numel() == 1 for p in params)
     return Traits(layer.fuses, layer.maskable and one_slope, layer.recomputes, layer.shrinks, trainable)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .engine import Tape, cotangent_sweep, forward_sweep
 from .function import Step, attribution_of, below_autograd, sweep_function
-from .inputs import to_autocast
+from .inputs import autocasts, to_autocast
 from .program import BoundProgram, bind
 
 Optionals = Sequence[Tensor | None]
@@ -21,6 +21,7 @@ class Run:
 
     bound: BoundProgram
     xs: list[Tensor]
+    autocast: bool  # is on, and has been applied
     tape: Tape | None = None
     outputs: Sequence[Tensor] = ()
 
@@ -28,16 +29,19 @@ class Run:
     def start(model: nn.Module, xs: Sequence[Tensor], constants: Sequence[Any]) -> "Run":
         """Bind the model, in autocast's dtype where it is on."""
         device = xs[0].device
+        if not autocasts(device):
+            return Run(bind(model, len(xs), constants), list(xs), False)
         bound = bind(model, len(xs), [to_autocast(c, device) for c in constants])
         params = [tuple([to_autocast(p, device) for p in tensors]) for tensors in bound.params]
-        return Run(replace(bound, params=params), [to_autocast(x, device) for x in xs])
+        return Run(replace(bound, params=params), [to_autocast(x, device) for x in xs], True)
 
     def needs_grad(self, *tensors: Any) -> bool:
         """Whether there is anything to differentiate."""
         if not torch.is_grad_enabled():
             return False
-        given = any(isinstance(t, Tensor) and t.requires_grad for t in (*self.xs, *tensors))
-        return given or bool(self.bound.schedule.trainable)
+        if self.bound.schedule.trainable:
+            return True
+        return any(isinstance(t, Tensor) and t.requires_grad for t in (*self.xs, *tensors))
 
     @property
     def structure(self) -> Any:

@@ -1,16 +1,27 @@
 """What a step saves for its backward pass, and the way from there to what was left to recompute."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .engine import Tape
+from .layer import Frame
 
 Optionals = Sequence[Tensor | None]
+
+
+class Kept(NamedTuple):
+    """What is left of a layer's frame without its tensors, and how many of these were saved."""
+
+    shapes: tuple[torch.Size, ...]
+    out_shape: torch.Size
+    params: int  # all of them
+    saved: int  # parameters that were saved
+    residual: int
 
 
 @dataclass
@@ -18,25 +29,30 @@ class Restore:
     """Puts the tensors that autograd gives back in their places."""
 
     tape: Tape  # without a tensor
-    counts: list[int]  # of parameters a layer
-    kept_counts: list[int]  # of those that were saved
-    residual_counts: list[int]
+    layers: list[Kept]
     seeds: list[int]
     kept: list[int]
     cotangents: list[int]
 
-    def __call__(self, tensors: Optionals) -> "Saved":
-        stream = iter(tensors)
-        graph = self.tape.graph
-        xs, g0 = list(islice(stream, graph.inputs)), list(islice(stream, graph.inputs))
+    def counts(self) -> list[int]:
+        """How many parameters each layer has."""
+        return [layer.params for layer in self.layers]
+
+    def __call__(self, tensors: tuple[Any, ...]) -> "Saved":
+        stream, inputs = iter(tensors), self.tape.graph.inputs
+        xs, g0 = list(islice(stream, inputs)), list(islice(stream, inputs))
         scale = next(stream)
-        rest: Iterator[Any] = stream
-        seeds = {v: next(rest) for v in self.seeds}
-        params = [tuple(islice(rest, count)) for count in self.kept_counts]
-        residuals = [tuple(islice(rest, count)) for count in self.residual_counts]
-        kept = {v: next(rest) for v in self.kept}
-        cotangents = {v: next(rest) for v in self.cotangents}
-        tape = Tape(self.tape.program, self.tape.layers, params, self.tape.schedule, self.tape.shapes, residuals, kept)
+        seeds = dict(zip(self.seeds, stream, strict=False))
+        kept = dict(zip(self.kept, stream, strict=False))
+        cotangents = dict(zip(self.cotangents, stream, strict=False))
+        place = len(tensors) - sum(layer.saved + layer.residual for layer in self.layers)
+        frames = []
+        for shapes, out_shape, _, saved, residual in self.layers:
+            middle, end = place + saved, place + saved + residual
+            frames.append(Frame(tensors[place:middle], shapes, out_shape, tensors[middle:end]))
+            place = end
+        old = self.tape
+        tape = Tape(old.program, old.layers, old.schedule, old.shapes, frames, kept)
         return Saved(tape, xs, g0, scale, seeds, cotangents)
 
 
@@ -51,13 +67,10 @@ class Saved:
     seeds: dict[int, Tensor]  # where the own chain starts, by value
     cotangents: dict[int, Tensor]  # kept from the attribution sweep, by value
     _memo: dict[tuple[str, int], Tensor | None] = field(default_factory=dict)  # during one search
-    _waiting: Counter[tuple[str, int]] = field(default_factory=Counter)  # layers that still need a kept tensor
+    _waiting: dict[str, dict[int, int]] = field(default_factory=dict)  # layers that still need a kept tensor
 
     def __post_init__(self) -> None:
-        schedule = self.tape.schedule
-        for i in schedule.trainable:
-            self._waiting.update(("h", v) for v in schedule.input_sources[i])
-            self._waiting.update(("g", v) for v in schedule.cotangent_sources[i])
+        self._waiting = {what: dict(counts) for what, counts in self.tape.schedule.waiting.items()}
 
     @staticmethod
     def store(
@@ -71,26 +84,16 @@ class Saved:
         cotangents: dict[int, Tensor],
     ) -> Restore:
         """Hand every tensor to autograd. Returns the way back, which holds none."""
-        params = [p[: layer.keeps] for layer, p in zip(tape.layers, tape.params, strict=True)]
-        ctx.save_for_backward(
-            *xs,
-            *g0,
-            scale,
-            *seeds.values(),
-            *(p for tensors in params for p in tensors),
-            *(t for residual in tape.residuals for t in residual),
-            *tape.kept.values(),
-            *cotangents.values(),
-        )
-        return Restore(
-            tape=Tape(tape.program, tape.layers, [], tape.schedule, tape.shapes),
-            counts=[len(p) for p in tape.params],
-            kept_counts=[len(p) for p in params],
-            residual_counts=[len(r) for r in tape.residuals],
-            seeds=list(seeds),
-            kept=list(tape.kept),
-            cotangents=list(cotangents),
-        )
+        flat: list[Tensor] = []
+        layers: list[Kept] = []
+        for layer, (params, shapes, out_shape, residual) in zip(tape.layers, tape.frames, strict=True):
+            saved = params[: layer.keeps]
+            flat += saved
+            flat += residual
+            layers.append(Kept(shapes, out_shape, len(params), len(saved), len(residual)))
+        ctx.save_for_backward(*xs, *g0, scale, *seeds.values(), *tape.kept.values(), *cotangents.values(), *flat)
+        bare = Tape(tape.program, tape.layers, tape.schedule, tape.shapes, [])
+        return Restore(bare, layers, list(seeds), list(tape.kept), list(cotangents))
 
     def inputs(self) -> list[Tensor]:
         """The network's inputs, which were saved."""
@@ -110,9 +113,10 @@ class Saved:
 
     def _taken(self, what: str, sources: Iterable[int], kept: dict[int, Tensor]) -> None:
         self._memo.clear()
+        waiting = self._waiting[what]
         for v in sources:
-            self._waiting[what, v] -= 1
-            if not self._waiting[what, v]:
+            waiting[v] -= 1
+            if not waiting[v]:
                 kept.pop(v, None)
 
     def _once(self, what: str, v: int, find: Callable[[], Tensor | None]) -> Tensor | None:
@@ -133,7 +137,7 @@ class Saved:
 
     def _tangent(self, v: int) -> Tensor:
         i = v - self.tape.graph.inputs
-        return self.tape.layers[i].tangent(self.tape.frame(i), *map(self.input_of, self.tape.graph.reads[i]))
+        return self.tape.layers[i].tangent(self.tape.frames[i], *map(self.input_of, self.tape.graph.reads[i]))
 
     def cotangent_of(self, v: int) -> Tensor | None:
         """g: the cotangent of value v in the attribution sweep, None where none reached it."""
@@ -147,7 +151,7 @@ class Saved:
             g = self.cotangent_of(graph.inputs + i)
             if g is None:
                 continue
-            found = self.tape.layers[i].cotangent(self.tape.frame(i), g)
+            found = self.tape.layers[i].cotangent(self.tape.frames[i], g)
             for read, c in zip(graph.reads[i], (found,) if isinstance(found, Tensor) else found, strict=True):
                 if read == v:
                     total = c if total is None else total + c

@@ -5,6 +5,7 @@ becomes one stage. What is saved for the backward pass is what cannot be recompu
 that is there anyway.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -56,6 +57,7 @@ class Schedule:
     kept_cotangents: frozenset[int]  # values whose cotangent is saved from the attribution sweep
     input_sources: tuple[frozenset[int], ...]  # for each layer, the kept values that its input is found from
     cotangent_sources: tuple[frozenset[int], ...]  # likewise for the cotangent at its output
+    waiting: dict[str, dict[int, int]]  # how many trainable layers need each of them: "h" inputs, "g" cotangents
     readers: list[list[int]]  # the layers that read each value
     _plans: dict[Any, tuple[Stage, ...]] = field(default_factory=dict, compare=False)
 
@@ -212,13 +214,16 @@ def _sources_of_cotangents(graph: Graph, kept: Collection[int]) -> tuple[frozens
 def schedule(graph: Graph, traits: tuple[Traits, ...]) -> Schedule:
     """The schedule of a graph of layers."""
     kept_inputs, kept_cotangents = _kept_inputs(graph, traits), _kept_cotangents(graph, traits)
+    trainable = tuple(i for i, t in enumerate(traits) if t.trainable)
+    sources = {"h": _sources_of_inputs(graph, kept_inputs), "g": _sources_of_cotangents(graph, kept_cotangents)}
     return Schedule(
         graph=graph,
         traits=traits,
-        trainable=tuple(i for i, t in enumerate(traits) if t.trainable),
+        trainable=trainable,
         kept_inputs=kept_inputs,
         kept_cotangents=kept_cotangents,
-        input_sources=_sources_of_inputs(graph, kept_inputs),
-        cotangent_sources=_sources_of_cotangents(graph, kept_cotangents),
+        input_sources=sources["h"],
+        cotangent_sources=sources["g"],
+        waiting={what: dict(Counter(v for i in trainable for v in found[i])) for what, found in sources.items()},
         readers=graph.readers(),
     )

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from .arguments import leaves, map_leaves
 from .errors import LayerError, NotHomogeneousError, UnsupportedLayerError
 from .in_place import called, redirect
-from .layer import Layer
+from .layer import Layer, unsupported
 from .peephole import rectify_after_pooling
 from .program import (
     SHAPE_READERS,
@@ -30,6 +30,7 @@ from .program import (
     occurrences,
 )
 from .rules.registry import (
+    Call,
     Constant,
     ModuleRule,
     Size,
@@ -73,6 +74,19 @@ def _where(node: fx.Node) -> str:
         return str(node.target)
     stack = node.meta.get("nn_module_stack") or {"": None}
     return f"{list(stack)[-1]}.{node.name}".lstrip(".")
+
+
+def _check_tensors(module: nn.Module, rule: ModuleRule) -> None:
+    """A rule must know its module's parameters, or they would get no gradient without a word."""
+    for name in rule.tensors:
+        if not hasattr(module, name):
+            raise unsupported(f"its rule names the tensor {name!r}, which it does not have", "See register_rule")
+    for name, _ in module.named_parameters():
+        if name.split(".")[0] not in (*rule.tensors, "parametrizations"):
+            raise unsupported(
+                f"its rule does not name its parameter {name!r}, which would get no gradient",
+                "Name all parameters in the `tensors` of register_rule",
+            )
 
 
 class _Converter:
@@ -231,8 +245,11 @@ class _Converter:
         path = "" if module is self.model else name
         try:
             layer = rule.build(module)
+            _check_tensors(module, rule)
         except LayerError as error:
             raise error.at(name, kind) from None
+        if not isinstance(layer, Layer):
+            raise TypeError(f"the rule of layer {name!r} ({kind}) built a {type(layer).__name__}; wanted a Layer")
         params = tuple(self._constant(Attribute(position, path, tensor)).index for tensor in rule.tensors)
         return self._value(Instruction(name, kind, inputs, params, type(layer), rule=rule, position=position), layer)
 
@@ -257,6 +274,8 @@ class _Converter:
         except TypeError as error:
             reason = f"its rule does not take these arguments ({error})"
             raise UnsupportedLayerError(name, kind, reason, "Leave out what the rule does not know") from error
+        if not isinstance(call, Call):
+            raise TypeError(f"the rule of layer {name!r} ({kind}) returned a {type(call).__name__}; wanted a Call")
         sized = any(isinstance(a, Size) for a in leaves((args, kwargs)))
 
         def rebuild(size: Callable[[Size], Any]) -> Layer:

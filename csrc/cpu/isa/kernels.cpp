@@ -5,6 +5,9 @@
 
 #include "cpu/add_relu_mask.h"
 #include "cpu/mask_mul.h"
+#include "cpu/max_pool.h"
+#include "cpu/pool_pull.h"
+#include "cpu/pool_push.h"
 #include "cpu/relu_mask.h"
 #include "cpu/transpose.h"
 
@@ -13,6 +16,23 @@
 
 namespace xattr {
 namespace {
+
+// A kernel of type Pooling::Mover from one for elements of type T.
+template <typename T, auto kernel>
+void moved(const void* from, const uint8_t* idx, const Pool& pool, int64_t begin, int64_t end, void* out) {
+  kernel(static_cast<const T*>(from), idx, pool, begin, end, static_cast<T*>(out));
+}
+
+template <typename T>
+constexpr Pooling pooling_table = {
+    [](const void* h, const Pool& pool, int64_t begin, int64_t end, void* out, uint8_t* idx) {
+      max_pool<T>(static_cast<const T*>(h), pool, begin, end, static_cast<T*>(out), idx);
+    },
+    moved<T, pool_pull_planes<T>>,
+    moved<T, pool_pull_rows<T>>,
+    moved<T, pool_push_planes<T>>,
+    moved<T, pool_push_windows<T>>,
+};
 
 template <typename T>
 constexpr Elementwise table = {
@@ -33,6 +53,7 @@ constexpr Elementwise table = {
           static_cast<const T*>(t), bits, {static_cast<const T*>(slope), by_column}, static_cast<T*>(out), n, begin,
           end);
     },
+    pooling_table<T>,
 };
 
 }  // namespace

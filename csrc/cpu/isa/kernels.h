@@ -6,9 +6,20 @@
 #include <cstdint>
 #include <string>
 
+#include "cpu/pool.h"
+
 namespace xattr {
 
-// The element-wise kernels at one dtype. `slope` may be null; sizes and ranges as in kernels/cpu.
+// The kernels of max pooling at one dtype, on the parts begin .. end of all images: windows for max_pool and
+// push_windows, images for *_planes, rows of the input for pull_rows.
+struct Pooling {
+  using Mover = void (*)(const void* from, const uint8_t* idx, const Pool& pool, int64_t begin, int64_t end, void* to);
+
+  void (*max_pool)(const void* h, const Pool& pool, int64_t begin, int64_t end, void* out, uint8_t* idx);
+  Mover pull_planes, pull_rows, push_planes, push_windows;
+};
+
+// The kernels at one dtype, element-wise and of pooling. `slope` may be null; sizes and ranges as in kernels/cpu.
 struct Elementwise {
   void (*relu_mask)(
       const void* z, const void* slope, bool by_column, void* h, int32_t* bits, int64_t n, int64_t begin, int64_t end);
@@ -18,6 +29,7 @@ struct Elementwise {
   void (*mask_mul)(
       const void* t, const int32_t* bits, const void* slope, bool by_column, void* out, int64_t n, int64_t begin,
       int64_t end);
+  Pooling pooling;
 };
 
 // The kernels of the fastest instruction set that was built and that the processor has.

@@ -78,9 +78,11 @@ def register_rule(target: Any, build: Callable[..., Any], *, tensors: Iterable[s
     (depends on the network's input) or `Constant` (a parameter), and numbers taken from shapes as `Size`.
     Programs that were traced before do not change. Design section 2 says what the maps of a layer must be.
     """
+    if isinstance(tensors, str):
+        raise TypeError(f"`tensors` is the string {tensors!r}; wanted a tuple of names")
     if isinstance(target, type) and issubclass(target, nn.Module):
         register_module(target, build=build, tensors=tensors)
-    elif callable(target) or isinstance(target, str):
+    elif (callable(target) and not isinstance(target, nn.Module)) or isinstance(target, str):
         if tuple(tensors):
             raise ValueError("`tensors` names attributes of a module; the rule of a function returns them in its Call")
         register_function(target, build=build)
