@@ -167,3 +167,31 @@ def test_a_step_saves_less_than_double_backward(name, two, one, backend):
     eager = saved(lambda: eager_attribute(model, explained, cotangent=cotangent), *exempt).total()
     assert of_attribute(model, x).total() <= two * eager
     assert of_attribute_loss(model, x).total() <= one * eager
+
+
+class Dense(nn.Module):
+    """Each layer reads what all before it have made."""
+
+    def __init__(self, depth: int, growth: int) -> None:
+        super().__init__()
+        widths = [growth * (i + 1) for i in range(depth)]
+        self.layers = nn.ModuleList(nn.Conv2d(width, growth, 3, padding=1, bias=False) for width in widths)
+        self.head = nn.Linear(growth, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = [x]
+        for layer in self.layers:
+            made.append(layer(torch.cat(made, 1).relu()))
+        return self.head(made[-1].mean((2, 3)))
+
+
+def test_a_dense_network_saves_what_it_makes_once():
+    model, x = Dense(8, 4), torch.randn(2, 4, 8, 8)
+    labels = torch.tensor([1, 2])
+    found = saved(lambda: xa.attribute(model, x, labels), x, *model.parameters())
+    piece = 4 * x.numel()  # bytes of what one layer makes
+    once = 7 * piece + 7 * piece  # h of all but the last, g of all but the last
+    ends = 4 * 2 * 4 + 2 * 4 * 4 * 2  # the seed; the last layer's h and g, averaged
+    assert found[torch.float32] <= once + ends
+    masks = 8 * (8 + 1) // 2 * x.numel() // 8
+    assert found[torch.int32] == masks

@@ -44,6 +44,8 @@ class Layer(ABC):
     """In PyTorch its output may share memory with its input."""
     shrinks: ClassVar[bool] = False
     """Returns fewer elements than it takes."""
+    joins: ClassVar[bool] = False
+    """Lays its inputs side by side, so that its output is as large as they are together."""
     rectifies: ClassVar[bool] = False
     """Commutes with ReLU."""
     keeps: ClassVar[int | None] = None

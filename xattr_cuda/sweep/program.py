@@ -240,7 +240,8 @@ def traits_of(layer: Layer, params: Sequence[Tensor]) -> Traits:
     """What the schedule needs to know of a layer."""
     trainable = any(p.requires_grad for p in params)
     one_slope = all(p.numel() == 1 for p in params)
-    return Traits(layer.fuses, layer.maskable and one_slope, layer.recomputes, layer.shrinks, trainable)
+    maskable = layer.maskable and one_slope
+    return Traits(layer.fuses, maskable, layer.recomputes, layer.shrinks, layer.joins, trainable)
 
 
 _programs: WeakKeyDictionary[nn.Module, dict[Signature, Program]] = WeakKeyDictionary()

@@ -14,6 +14,12 @@ from .layer import Frame
 Optionals = Sequence[Tensor | None]
 
 
+def _compact(t: Tensor) -> Tensor:
+    """t, or a copy where it is a part of something larger that it would keep alive."""
+    extent = 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+    return t.contiguous() if extent > t.numel() > 0 else t
+
+
 class Kept(NamedTuple):
     """What is left of a layer's frame without its tensors, and how many of these were saved."""
 
@@ -91,7 +97,8 @@ class Saved:
             flat += saved
             flat += residual
             layers.append(Kept(shapes, out_shape, len(params), len(saved), len(residual)))
-        ctx.save_for_backward(*xs, *g0, scale, *seeds.values(), *tape.kept.values(), *cotangents.values(), *flat)
+        found = [_compact(t) for t in (*tape.kept.values(), *cotangents.values())]
+        ctx.save_for_backward(*xs, *g0, scale, *seeds.values(), *found, *flat)
         bare = Tape(tape.program, tape.layers, tape.schedule, tape.shapes, [])
         return Restore(bare, layers, list(seeds), list(tape.kept), list(cotangents))
 

@@ -18,6 +18,7 @@ class Traits(NamedTuple):
     maskable: bool  # is an activation that can be applied so
     recomputes: bool  # its maps are cheap enough to run again instead of saving their results
     shrinks: bool  # returns fewer elements than it takes
+    joins: bool  # lays its inputs side by side
     trainable: bool
 
 
@@ -147,14 +148,31 @@ def _down(graph: Graph, traits: Sequence[Traits], wanted: Collection[int]) -> tu
     return tuple(stages)
 
 
+def _pieces(graph: Graph, traits: Sequence[Traits], v: int) -> set[int]:
+    """v, or the values that it is joined from, where it is found from them without a product."""
+    below = v
+    while below >= graph.inputs and traits[below - graph.inputs].recomputes:
+        reads = graph.reads[below - graph.inputs]
+        if traits[below - graph.inputs].joins:
+            return set().union(*(_pieces(graph, traits, u) for u in reads))
+        if len(reads) > 1:
+            break
+        (below,) = reads
+    return {v}
+
+
 def _kept_inputs(graph: Graph, traits: Sequence[Traits]) -> frozenset[int]:
-    """Values that the trainable layers read and that cannot be found again cheaply."""
+    """Values that the trainable layers read and that cannot be found again cheaply.
+
+    What is joined from others is kept as these, once: a dense network would keep each of them many times over.
+    """
     known, kept = set(range(graph.inputs)), set()
     for i, values in enumerate(graph.reads):
         if traits[i].trainable:
-            missing = set(values) - known
-            kept |= missing
-            known |= missing
+            for v in set(values) - known:
+                pieces = _pieces(graph, traits, v) - known
+                kept |= pieces
+                known |= pieces | {v}
         if traits[i].recomputes and known.issuperset(values):
             known.add(graph.inputs + i)
     return frozenset(kept)

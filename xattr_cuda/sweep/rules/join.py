@@ -22,6 +22,7 @@ class CatRule(Layer):
     """cat; with `lift`, of tensors that are first made to have that many dimensions at least."""
 
     recomputes = True
+    joins = True
 
     def __init__(self, dim: Any, lift: int = 0) -> None:
         self.dim, self.lift = dim, lift
@@ -56,6 +57,7 @@ class StackRule(Layer):
     """stack: along a new dimension."""
 
     recomputes = True
+    joins = True
 
     def __init__(self, dim: Any) -> None:
         self.dim = dim
