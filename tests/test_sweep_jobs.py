@@ -5,6 +5,7 @@ import copy
 import graphs
 import pytest
 import torch
+import torch._dynamo
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from helpers import relative_error
@@ -76,6 +77,25 @@ def test_a_compiled_step_gives_every_parameter_its_gradient(loss, compiler):
     compiled = torch.compile(step_of(sweep_of(model, loss), loss), fullgraph=True, backend=compiler)
     assert_same(gradients(model, compiled, x, labels), want, 1e-10)
     assert_same_buffers(model, twin)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch._dynamo.config, "trace_autograd_ops"), reason="this PyTorch cannot trace a backward pass"
+)
+@LOSSES
+def test_a_step_and_its_backward_pass_in_one_graph_give_every_parameter_its_gradient(loss):
+    model, x, labels = network(torch.float64)
+    twin = copy.deepcopy(model)
+    want = gradients(twin, step_of(sweep_of(twin, loss), loss), x, labels)
+    step = step_of(sweep_of(model, loss), loss)
+
+    def whole(x, labels):
+        step(x, labels).backward()
+
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        torch.compile(whole, fullgraph=True, backend="aot_eager")(x, labels)
+    assert_same({name: p.grad for name, p in model.named_parameters()}, want, 1e-10)
 
 
 def test_a_compiled_step_follows_the_model():

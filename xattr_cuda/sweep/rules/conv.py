@@ -10,23 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layer import Frame, Layer, Pair, Residual, not_homogeneous, unsupported
+from .margins import pad, sides, unpad
 from .registry import Call, Constant, Value, refuse, register_function, register_module
+from .rows import is_channels_last, memory_format_of
 
 _BIAS = "it has a bias, and a network with biases is not homogeneous"
 _NO_BIAS = "Build it with bias=False, or use xa.convert"
 _SPACE = {1: "L", 2: "H, W", 3: "D, H, W"}
-
-
-def is_channels_last(t: Tensor) -> bool:
-    """Whether the channels (dimension 1) of an image or a volume lie closest in memory, batch by batch or in part."""
-    return t.dim() in (4, 5) and t.stride(1) == 1 and t.stride(-1) >= t.shape[1]
-
-
-def layout_of(t: Tensor) -> torch.memory_format:
-    """The memory format of t: a channels last one or the default."""
-    if not is_channels_last(t):
-        return torch.contiguous_format
-    return torch.channels_last if t.dim() == 4 else torch.channels_last_3d
 
 
 def stand_in(like: Tensor, shape: Sequence[int]) -> Tensor:
@@ -36,53 +26,8 @@ def stand_in(like: Tensor, shape: Sequence[int]) -> Tensor:
     no tensor without memory can show it.
     """
     if is_channels_last(like):
-        return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout_of(like))
+        return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format_of(like))
     return like.new_empty(1).expand(shape)
-
-
-def _sides(padding: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Padding as F.pad takes it, as (dimension, before, after) where there is any."""
-    sides = [(-1 - i, padding[2 * i], padding[2 * i + 1]) for i in range(len(padding) // 2)]
-    return [side for side in sides if any(side[1:])]
-
-
-def _pad(h: Tensor, padding: Sequence[int], mode: str) -> Tensor:
-    """h with margins, `padding` being as F.pad takes it, and the mode one of a convolution's."""
-    if not any(padding):
-        return h
-    if mode != "circular":
-        return F.pad(h, padding, mode="constant" if mode == "zeros" else mode)
-    for dim, before, after in _sides(padding):  # F.pad would lose channels last
-        parts = [h.narrow(dim, h.shape[dim] - before, before), h, h.narrow(dim, 0, after)]
-        h = torch.cat([part for part in parts if part.shape[dim]], dim)
-    return h
-
-
-def _fold(g: Tensor, dim: int, before: int, after: int, mode: str) -> None:
-    """Add the margins of one dimension to the elements that they were copied from, in place."""
-    size = g.shape[dim] - before - after
-    head, tail = g.narrow(dim, 0, before), g.narrow(dim, before + size, after)
-    if mode == "circular":
-        g.narrow(dim, size, before).add_(head)
-        g.narrow(dim, before, after).add_(tail)
-    elif mode == "reflect":
-        g.narrow(dim, before + 1, before).add_(head.flip(dim))
-        g.narrow(dim, before + size - 1 - after, after).add_(tail.flip(dim))
-    elif mode == "replicate":
-        g.narrow(dim, before, 1).add_(head.sum(dim, keepdim=True))
-        g.narrow(dim, before + size - 1, 1).add_(tail.sum(dim, keepdim=True))
-
-
-def _unpad(g: Tensor, padding: Sequence[int], mode: str) -> Tensor:
-    """The transpose of `_pad`, from a cotangent that it may overwrite.
-
-    By hand, because ATen's own transposes add with atomics on a GPU and announce the wrong strides for channels last.
-    """
-    if not any(padding):
-        return g
-    for dim, before, after in _sides(padding):
-        _fold(g, dim, before, after, mode)
-    return F.pad(g, [-p for p in padding])
 
 
 class ConvRule(Layer):
@@ -145,7 +90,7 @@ class ConvRule(Layer):
 
     def _convolve(self, h: Tensor, weight: Tensor) -> Tensor:
         inner, outer = self._paddings(weight)
-        h = _pad(h, outer, self.padding_mode)
+        h = pad(h, outer, self.padding_mode)
         return torch.ops.aten.convolution(h, weight, None, *self._geometry(inner))
 
     def forward(self, params: Sequence[Tensor], *inputs: Tensor) -> tuple[Tensor, Residual]:
@@ -159,11 +104,11 @@ class ConvRule(Layer):
         (weight,), (shape,) = frame.params, frame.shapes
         inner, outer = self._paddings(weight)
         padded = list(shape)
-        for dim, before, after in _sides(outer):
+        for dim, before, after in sides(outer):
             padded[dim] += before + after
         settings = (*self._geometry(inner), [True, False, False])
         found = torch.ops.aten.convolution_backward(g, stand_in(g, padded), weight, None, *settings)
-        return _unpad(found[0], outer, self.padding_mode)
+        return unpad(found[0], outer, self.padding_mode)
 
     def parameter_gradients(self, frame: Frame, pairs: Sequence[Pair]) -> tuple[Tensor, ...]:
         (weight,) = frame.params
@@ -181,7 +126,7 @@ class ConvRule(Layer):
     def _weight_gradient(self, g: Tensor, v: Tensor, weight: Tensor) -> Tensor:
         inner, outer = self._paddings(weight)
         settings = (*self._geometry(inner), [False, True, False])
-        v = _pad(v, outer, self.padding_mode)
+        v = pad(v, outer, self.padding_mode)
         return torch.ops.aten.convolution_backward(g, v, weight, None, *settings)[1]
 
 

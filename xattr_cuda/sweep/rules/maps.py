@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..layer import Frame, Layer, Residual, unsupported
 from .registry import Call, Constant, Value, register_function
-from .rows import is_channels_last
+from .rows import memory_format_of
 
 NUMPY = {"axis": "dim", "keepdims": "keepdim", "x": "input", "x1": "input", "x2": "other"}
 """NumPy's names of arguments, which torch takes too."""
@@ -32,13 +32,6 @@ def register(*targets: Any, build: Callable[..., Call]) -> None:
 def numbers(args: Sequence[Any]) -> tuple[Any, ...]:
     """Numbers given one by one or as one sequence, as a tuple. A size that stands for a sequence stays alone in it."""
     return tuple(args[0]) if len(args) == 1 and isinstance(args[0], (tuple, list)) else tuple(args)
-
-
-def memory_format_of(t: Tensor) -> torch.memory_format:
-    """Channels last where memory holds t so, else contiguous."""
-    if not is_channels_last(t):
-        return torch.contiguous_format
-    return torch.channels_last if t.dim() == 4 else torch.channels_last_3d
 
 
 def zeros(shape: torch.Size, like: Tensor) -> Tensor:

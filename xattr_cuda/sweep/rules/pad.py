@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layer import Frame, Layer, Pair, Residual, not_homogeneous, unsupported
-from .maps import MapRule, MethodRule, by_numbers, memory_format_of, register
+from .maps import MapRule, MethodRule, by_numbers, register
+from .margins import pad, unpad
 from .registry import Call, Constant, Size, Value, register_module
+from .rows import memory_format_of
 
 
 class ExpandRule(MethodRule):
@@ -58,44 +60,16 @@ class LikeRule(Layer):
 
 
 class PadRule(MapRule):
-    """Margins around the last dimensions, as F.pad counts them: zeros, or in another mode copies."""
+    """Margins around the last dimensions, as F.pad counts them, in a mode of `pad`."""
 
-    def __init__(self, pad: Any, mode: str) -> None:
-        self.pad, self.mode = pad, mode
+    def __init__(self, padding: Any, mode: str) -> None:
+        self.padding, self.mode = padding, mode
 
     def apply(self, t: Tensor) -> Tensor:
-        return F.pad(t, self.pad, self.mode).contiguous(memory_format=memory_format_of(t))
+        return pad(t, self.padding, self.mode).contiguous(memory_format=memory_format_of(t))
 
     def transposed(self, g: Tensor, shape: torch.Size) -> Tensor:
-        if self.mode == "constant":
-            return F.pad(g, [-p for p in self.pad])
-        for i in range(len(self.pad) // 2):
-            g = _margins_back(g, -1 - i, self.pad[2 * i], self.pad[2 * i + 1], self.mode)
-        return g
-
-
-def _margins_back(g: Tensor, dim: int, before: int, after: int, mode: str) -> Tensor:
-    """g with the margins of one dimension added to the elements that they copy."""
-    size = g.shape[dim] - before - after
-    body = g.narrow(dim, before, size).clone()
-    for margin, start, width in (
-        (g.narrow(dim, 0, before), _source(mode, size, before, first=True), before),
-        (g.narrow(dim, before + size, after), _source(mode, size, after, first=False), after),
-    ):
-        if width and mode == "replicate":
-            body.narrow(dim, start, 1).add_(margin.sum(dim, keepdim=True))
-        elif width:
-            body.narrow(dim, start, width).add_(margin.flip(dim) if mode == "reflect" else margin)
-    return body
-
-
-def _source(mode: str, size: int, width: int, *, first: bool) -> int:
-    """Where in a dimension of `size` the elements begin that its first or last margin copies."""
-    if mode == "replicate":
-        return 0 if first else size - 1
-    if mode == "reflect":
-        return 1 if first else size - 1 - width
-    return size - width if first else 0
+        return unpad(g if self.mode == "zeros" else g.clone(), self.padding, self.mode)
 
 
 class UnfoldRule(MapRule):
@@ -152,7 +126,7 @@ def _pad_rule(pad: Any, mode: str, value: Any) -> PadRule:
         raise not_homogeneous("it pads with a constant that is not zero", "Pad with zeros, or in another mode")
     if mode != "constant" and any(isinstance(p, int) and p < 0 for p in pad):
         raise unsupported(f"it crops by negative padding in mode {mode}", "Crop with a slice")
-    return PadRule(pad, mode)
+    return PadRule(pad, "zeros" if mode == "constant" else mode)
 
 
 def _pad(input: Any, pad: Any, mode: str = "constant", value: Any = None) -> Call:  # noqa: A002

@@ -11,15 +11,14 @@ from torch.nn import functional as F
 
 from ... import ops
 from ..layer import Frame, Layer, Residual, unsupported
-from .maps import memory_format_of, register
+from .maps import register
 from .registry import Call, register_module
-from .rows import by_rows
+from .rows import by_rows, memory_format_of
 
 _MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _ADAPTIVE_MAX = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
 _ADAPTIVE_AVERAGE = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _LARGEST_WINDOW = 256  # of ops.max_pool, whose index is a byte
 
 
@@ -36,17 +35,12 @@ def _marked(h: Tensor) -> Tensor:
     return torch.empty((0, *h.shape[1:]), dtype=h.dtype, device=h.device, memory_format=memory_format_of(h))
 
 
-def _format(mark: Tensor) -> torch.memory_format:
-    last = _CHANNELS_LAST.get(mark.dim())
-    return last if last is not None and mark.stride(1) == 1 else torch.contiguous_format
-
-
 def _by_aten(name: str, mark: Tensor, shape: torch.Size, g: Tensor, *args: Any) -> Tensor:
     """ATen's transpose of a pooling whose input has `shape` [B, C, *size] and the format that `mark` remembers.
 
     One dimension goes as two, the first of size one.
     """
-    memory_format = _format(mark)
+    memory_format = memory_format_of(mark)
     if memory_format == torch.contiguous_format:
         like = g.new_empty(1).expand(shape)  # asked for its shape and format only
     else:
@@ -99,7 +93,7 @@ class FlatMaxRule(PoolRule):
     def tangent(self, frame: Frame, *tangents: Tensor) -> Tensor:
         index, mark = frame.residual
         found = tangents[0].flatten(2).gather(2, index.flatten(2).long()).reshape(index.shape)
-        return found.contiguous(memory_format=_format(mark))
+        return found.contiguous(memory_format=memory_format_of(mark))
 
 
 class MaxPoolRule(FlatMaxRule):
@@ -184,10 +178,10 @@ class AverageRule(PoolRule):
 
     def pool(self, h: Tensor) -> tuple[Tensor, Residual]:
         mark = _marked(h)
-        return self.average(h).contiguous(memory_format=_format(mark)), (mark,)
+        return self.average(h).contiguous(memory_format=memory_format_of(mark)), (mark,)
 
     def tangent(self, frame: Frame, *tangents: Tensor) -> Tensor:
-        return self.average(tangents[0]).contiguous(memory_format=_format(*frame.residual))
+        return self.average(tangents[0]).contiguous(memory_format=memory_format_of(*frame.residual))
 
 
 class AvgPoolRule(AverageRule):
@@ -235,7 +229,7 @@ class AdaptiveAverageRule(AverageRule):
     def cotangent(self, frame: Frame, g: Tensor) -> Tensor:
         (shape,), (mark,) = frame.shapes, frame.residual
         if all(n == 1 for n in g.shape[2:]):  # one average of everything
-            return (g / math.prod(shape[2:])).expand(shape).contiguous(memory_format=_format(mark))
+            return (g / math.prod(shape[2:])).expand(shape).contiguous(memory_format=memory_format_of(mark))
         return _by_aten("_adaptive_avg_pool{}d_backward", mark, shape, g)
 
 

@@ -17,9 +17,13 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def is_channels_last(t: Tensor) -> bool:
-    """Whether memory holds t, of four or five dimensions, channel by channel within each place."""
-    memory_format = _CHANNELS_LAST.get(t.dim())
-    return memory_format is not None and not t.is_contiguous() and bool(t.is_contiguous(memory_format=memory_format))
+    """Whether the channels (dimension 1) of an image or a volume lie closest in memory, batch by batch or in part."""
+    return t.dim() in _CHANNELS_LAST and t.stride(1) == 1 and t.stride(-1) >= t.shape[1]
+
+
+def memory_format_of(t: Tensor) -> torch.memory_format:
+    """The memory format of t: a channels_last one or the default."""
+    return _CHANNELS_LAST[t.dim()] if is_channels_last(t) else torch.contiguous_format
 
 
 def by_rows(t: Tensor, bits: Tensor | None = None) -> tuple[Tensor, Restore]:

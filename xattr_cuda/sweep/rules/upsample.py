@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layer import Frame, Layer, Residual
-from .conv import is_channels_last, layout_of, stand_in
+from .conv import stand_in
 from .registry import Call, register_function, register_module
+from .rows import is_channels_last, memory_format_of
 
 
 class InterpolateRule(Layer):
@@ -64,7 +65,7 @@ class InterpolateRule(Layer):
             settings = () if self.mode.startswith("nearest") else (bool(self.align_corners),)
             backward = getattr(torch.ops.aten, self._backward(dims))
             found = backward(g, list(frame.out_shape[2:]), list(shape), *settings, *self._scales(dims))
-        return found.contiguous(memory_format=layout_of(g))  # some of them lose channels last
+        return found.contiguous(memory_format=memory_format_of(g))  # some of them lose channels last
 
     def _backward(self, dims: int) -> str:
         """The name of ATen's transpose of this mode."""
