@@ -55,6 +55,33 @@ def test_a_change_of_what_a_forward_reads_is_seen(change):
     assert_sweeps_as_it_is(model, x)
 
 
+class Counting(nn.Module):
+    """Makes a tensor from numbers and counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = linear(6, 3), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(x * torch.tensor([1.0, -2, 0, 3, 1, 1], dtype=torch.float64))
+
+
+def test_a_trace_leaves_nothing_in_a_model_and_happens_once():
+    model, x = Counting().double(), torch.randn(5, 6, dtype=torch.float64)
+    before = set(vars(model))
+    for _ in range(3):
+        xa.attribute(model, x, 0)
+    assert set(vars(model)) == before
+    assert model.calls == 0
+    assert len(program._programs[model]) == 1
+    assert_sweeps_as_it_is(model, x)
+    want = xa.attribute(model, x, 0)
+    torch.compiler.reset()
+    got = torch.compile(lambda x: xa.attribute(model, x, 0), fullgraph=True, backend="aot_eager")(x)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
 @pytest.fixture
 def swept():
     """A custom module that has been swept once, and an input."""

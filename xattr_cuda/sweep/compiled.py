@@ -19,7 +19,19 @@ from torch import Tensor, nn
 from .engine import Tape
 from .inputs import autocasts, to_autocast
 from .layer import Frame
-from .program import Attribute, Extra, Program, bound, constants_of, hooked, occurrences, program_of, settings_of
+from .program import (
+    Attribute,
+    Expression,
+    Extra,
+    Literal,
+    Program,
+    bound,
+    constants_of,
+    hooked,
+    occurrences,
+    program_of,
+    settings_of,
+)
 from .run import Optionals, Run
 
 P = ParamSpec("P")
@@ -89,6 +101,11 @@ def _sources(number: int) -> tuple[tuple[Any, ...], ...]:
 
 
 @_constant
+def _computes_constants(number: int) -> bool:
+    return any(isinstance(c, (Expression, Literal)) for c in _records[number].program.constants)
+
+
+@_constant
 def _watched(number: int) -> tuple[tuple[str, str, Any], ...]:
     """(path, attribute, value) of all plain settings of the modules that the program depends on."""
     model = _records[number].model()
@@ -127,10 +144,16 @@ def _output_count(number: int) -> int:
 
 @_in_graph
 def _constants(number: int, *given: Any) -> tuple[Any, ...]:
-    """All constants of the program, given its attributes and arguments, with None in the place of expressions."""
+    """All constants of the program, given its attributes and arguments, with None in the place of others."""
     program = _records[number].program
     places = {id(constant): value for constant, value in zip(program.constants, given, strict=True)}
-    return tuple(constants_of(program, lambda constant: places[id(constant)]))
+
+    def read(constant: Attribute | Extra | Literal) -> Any:
+        if isinstance(constant, Literal):  # its tensor is none of the graph's
+            return torch.tensor(constant.numbers, dtype=constant.value.dtype, device=constant.value.device)
+        return places[id(constant)]
+
+    return tuple(constants_of(program, read))
 
 
 @_in_graph
@@ -191,7 +214,7 @@ class CompiledRun:
                 given.append(getattr(model.get_submodule(source[0]), source[1]))
             else:
                 given.append(constants[source[0]] if source else None)
-        if any(not source for source in _sources(number)):
+        if _computes_constants(number):
             given = list(_constants(number, *given))
         cast_xs, cast_constants = ([to_autocast(t, device) for t in ts] for ts in (xs, given))
         return CompiledRun(number, cast_xs, cast_constants, autocasts(device))

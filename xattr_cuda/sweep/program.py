@@ -66,6 +66,14 @@ class Extra:
     index: int
 
 
+@dataclass(frozen=True, eq=False)
+class Literal:
+    """A tensor that the model's forward makes from numbers."""
+
+    value: Tensor
+    numbers: Any
+
+
 @dataclass(frozen=True)
 class Instruction:
     """A layer in a program. Value i is the network's input i, or the output of instruction i - number of inputs."""
@@ -87,7 +95,7 @@ class Program:
 
     inputs: int
     instructions: tuple[Instruction, ...]
-    constants: tuple[Attribute | Extra | Expression, ...]
+    constants: tuple[Attribute | Extra | Literal | Expression, ...]
     sizes: tuple[Expression, ...]
     outputs: tuple[int, ...]
     structure: Any  # what the model returns, with positions in `outputs` for tensors
@@ -192,7 +200,7 @@ def hooked(model: nn.Module, modules: list[nn.Module]) -> Iterator[UnsupportedLa
             )
 
 
-def constants_of(program: Program, read: Callable[[Attribute | Extra], Any]) -> list[Any]:
+def constants_of(program: Program, read: Callable[[Attribute | Extra | Literal], Any]) -> list[Any]:
     """The program's constants, in the live graph of autograd: a layer may use a function of a parameter."""
     values: list[Any] = []
 
@@ -271,9 +279,11 @@ def bind(model: nn.Module, inputs: int = 1, extras: Sequence[Any] = ()) -> Bound
     for error in hooked(model, modules):
         raise error
 
-    def read(constant: Attribute | Extra) -> Any:
+    def read(constant: Attribute | Extra | Literal) -> Any:
         if isinstance(constant, Extra):
             return extras[constant.index]
+        if isinstance(constant, Literal):
+            return constant.value
         return getattr(modules[constant.position], constant.name)
 
     return bound(program, modules, constants_of(program, read))

@@ -24,6 +24,7 @@ from .program import (
     Expression,
     Extra,
     Instruction,
+    Literal,
     Program,
     hooked,
     named,
@@ -99,8 +100,9 @@ class _Converter:
         graph: fx.Graph,
         extras: dict[str, int],
         errors: list[LayerError] | None,
+        literals: dict[str, Tensor],
     ) -> None:
-        self.model, self.graph, self.extras, self.errors = model, graph, extras, errors
+        self.model, self.graph, self.extras, self.errors, self.literals = model, graph, extras, errors, literals
         self.position = {id(m): i for i, m in reversed(list(enumerate(modules)))}
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.written = redirect(graph, model)
@@ -108,7 +110,7 @@ class _Converter:
         self.storage: dict[int, int] = {}  # of each value: the first value that it may share memory with
         self.inputs = 0
         self.instructions: list[Instruction] = []
-        self.constants: list[Attribute | Extra | Expression] = []
+        self.constants: list[Attribute | Extra | Literal | Expression] = []
         self.sizes: list[Expression] = []
 
     def run(self, inputs: int) -> Program:
@@ -171,6 +173,9 @@ class _Converter:
             return self._constant(Extra(extra))
         if node.op == "get_attr":
             path, _, name = str(node.target).rpartition(".")
+            if node.target in self.literals:
+                value = self.literals[node.target]
+                return self._constant(Literal(value, value.tolist()))
             return self._constant(Attribute(self.position[id(self.model.get_submodule(path))], path, name))
         args, kwargs = self._known((node.args, node.kwargs))
         given = leaves((args, kwargs))
@@ -211,7 +216,7 @@ class _Converter:
             raise _refusal(target, _where(node), str(target) if isinstance(target, str) else called(node))
         return self._call(node, build, args, kwargs)
 
-    def _constant(self, constant: Attribute | Extra | Expression) -> Constant:
+    def _constant(self, constant: Attribute | Extra | Literal | Expression) -> Constant:
         if isinstance(constant, Attribute) and constant in self.constants:
             return Constant(self.constants.index(constant))
         self.constants.append(constant)
@@ -327,9 +332,17 @@ def _arguments(model: nn.Module, inputs: int, extras: Sequence[Any]) -> tuple[di
     return tensors, fixed
 
 
+def _restore(before: list[tuple[nn.Module, dict[str, Any]]]) -> None:
+    """Give modules back the attributes that they had: a trace runs their forward, and fx leaves literals in them."""
+    for module, attributes in before:
+        for name in vars(module).keys() - attributes.keys():
+            del module.__dict__[name]
+        module.__dict__.update(attributes)
+
+
 def _single(model: nn.Module, modules: list[nn.Module], rule: ModuleRule, inputs: int) -> Program:
     """The program of a model that is one layer."""
-    converter = _Converter(model, modules, fx.Graph(), {}, None)
+    converter = _Converter(model, modules, fx.Graph(), {}, None, {})
     converter.inputs = inputs
     converter.storage = {i: i for i in range(inputs)}
     value = converter.module(type(model).__name__, model, rule, tuple(range(inputs)))
@@ -353,8 +366,10 @@ def trace(
     if answer := reason_not_homogeneous(model):
         raise NotHomogeneousError("", kind, *answer)
     tensors, fixed = _arguments(model, inputs, extras)
+    before = [(m, dict(vars(m))) for m in modules]
     try:
         graph = _Tracer().trace(model, concrete_args=fixed or None)
+        literals = {k: v for k, v in vars(model).items() if k not in before[0][1]}
     except Exception as error:
         raise UnsupportedLayerError(
             "",
@@ -363,7 +378,9 @@ def trace(
             "Give xattr_cuda the bare module, not a wrapper (DistributedDataParallel and torch.compile go around "
             'xa.Sweep), and keep its forward free of branches on data; or use engine="autograd", by double backward',
         ) from error
-    program = _Converter(model, modules, graph, tensors, errors).run(inputs)
+    finally:
+        _restore(before)
+    program = _Converter(model, modules, graph, tensors, errors, literals).run(inputs)
     return program if errors else rectify_after_pooling(program)
 
 
