@@ -1,6 +1,10 @@
 """What training jobs wrap around a step: compilation, autocast, checkpoints, functional calls, data parallelism."""
 
 import copy
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
 
 import graphs
 import pytest
@@ -175,7 +179,9 @@ def test_autocast_with_a_scaled_loss_has_the_gradients_of_eager_autocast(loss, d
 
     got = gradients(model, scaled(step_of(sweep_of(model, loss), loss)), x, labels)
     want = gradients(twin, scaled(slow), x, labels)
-    assert_same(got, want, 32 * torch.finfo(dtype).eps)
+    # Together: a single slope is a sum that cancels. test_sweep_precision.py bounds the error of every tensor.
+    together = ({"all": torch.cat([g.flatten() for g in gradients.values()])} for gradients in (got, want))
+    assert_same(*together, 32 * torch.finfo(dtype).eps)
     assert all(p.grad.dtype == torch.float32 for p in model.parameters())
 
 
@@ -219,16 +225,20 @@ def test_a_functional_call_uses_the_parameters_that_it_is_given():
 
 def _replica(rank, loss, folder):
     """One process of two: each sees half of the batch. The first keeps its gradients."""
-    dist.init_process_group("gloo", f"file://{folder}/meet", world_size=2, rank=rank)
+    meeting = f"file://{folder}/meet"
+    dist.init_process_group("gloo", meeting, world_size=2, rank=rank, timeout=timedelta(seconds=60))
     torch.set_num_threads(1)
     state = torch.load(f"{folder}/model.pt", weights_only=False)
     model, x, labels = state["model"], state["x"].chunk(2)[rank], state["labels"].chunk(2)[rank]
     step = step_of(DistributedDataParallel(sweep_of(model, loss, "sum")), loss, "sum")
     found = gradients(model, step, x, labels)
+    done = Path(folder, "gradients.pt")
     if rank == 0:
-        torch.save(found, f"{folder}/gradients.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+        torch.save(found, f"{folder}/saved.pt")
+        Path(folder, "saved.pt").rename(done)
+    while not done.exists():
+        time.sleep(0.05)
+    os._exit(0)  # gloo's own farewell may abort or wait for ever when one process is faster than the other
 
 
 @LOSSES
