@@ -88,3 +88,10 @@ def not_homogeneous(reason: str, remedy: str) -> NotHomogeneousError:
 def unsupported(reason: str, remedy: str) -> UnsupportedLayerError:
     """What a rule raises for settings that it cannot carry; whoever called the rule adds the layer's name."""
     return UnsupportedLayerError("", "", reason, remedy)
+
+
+def biased() -> NotHomogeneousError:
+    """What a rule raises for a layer with a bias."""
+    return not_homogeneous(
+        "it has a bias, and a network with biases is not homogeneous", "Build it with bias=False, or use xa.convert"
+    )

@@ -257,12 +257,12 @@ _programs: WeakKeyDictionary[nn.Module, dict[Signature, Program]] = WeakKeyDicti
 
 def program_of(model: nn.Module, modules: list[nn.Module], inputs: int, extras: Sequence[Any]) -> Program:
     """The program of a model as it is now, traced where it has changed."""
-    from .trace import trace
-
     given = tuple([None if isinstance(e, Tensor) else e for e in extras])
     signature = (inputs, given, signature_of(modules))
     cache = _programs.setdefault(model, {})
     if signature not in cache:
+        from .trace import trace  # here, since it imports this module
+
         cache[signature] = trace(model, modules, inputs, extras)
     return cache[signature]
 

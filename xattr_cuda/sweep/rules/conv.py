@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layer import Frame, Layer, Pair, Residual, not_homogeneous, unsupported
+from ..layer import Frame, Layer, Pair, Residual, biased, not_homogeneous, unsupported
 from .margins import pad, sides, unpad
 from .registry import Call, Constant, Value, refuse, register_function, register_module
 from .rows import is_channels_last, memory_format_of
 
-_BIAS = "it has a bias, and a network with biases is not homogeneous"
-_NO_BIAS = "Build it with bias=False, or use xa.convert"
 _SPACE = {1: "L", 2: "H, W", 3: "D, H, W"}
 
 
@@ -133,7 +131,7 @@ class ConvRule(Layer):
 def _operands(input: Any, weight: Any, bias: Any) -> tuple[tuple[Value], tuple[Constant]]:  # noqa: A002
     """The input and the parameter of a call, where it is one that a rule can carry."""
     if bias is not None:
-        raise not_homogeneous(_BIAS, _NO_BIAS)
+        raise biased()
     if not isinstance(weight, Constant):
         if isinstance(input, Value):
             reason = "its input and its weight both depend on the network's inputs, so it squares their scale"
@@ -173,7 +171,7 @@ def _conv_transpose(
 
 def _module(module: Any) -> ConvRule:
     if module.bias is not None:
-        raise not_homogeneous(_BIAS, _NO_BIAS)
+        raise biased()
     return ConvRule(
         len(module.kernel_size),
         module.stride,

@@ -9,11 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import ops
-from ..layer import Frame, Layer, Pair, Residual, not_homogeneous, unsupported
+from ..layer import Frame, Layer, Pair, Residual, biased, not_homogeneous, unsupported
 from .registry import Call, Constant, Value, register_function, register_module
-
-_BIAS = "it has a bias, and a network with biases is not homogeneous"
-_NO_BIAS = "Build it with bias=False, or see xa.convert"
 
 
 class LinearRule(Layer):
@@ -124,13 +121,13 @@ def _refuse_product() -> Exception:
 
 def _linear_module(module: nn.Linear) -> Layer:
     if module.bias is not None:
-        raise not_homogeneous(_BIAS, _NO_BIAS)
+        raise biased()
     return LinearRule()
 
 
 def _linear(input: Any, weight: Any, bias: Any = None) -> Call:  # noqa: A002
     if bias is not None:
-        raise not_homogeneous(_BIAS, _NO_BIAS)
+        raise biased()
     if not isinstance(input, Value) or not isinstance(weight, Constant):
         raise _refuse_product()
     return Call(LinearRule(), (input,), (weight,))
