@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH ?= --compile
 SOURCES := setup.py pyproject.toml requirements-dev.txt $(shell find csrc kernels -name '*.cpp' -o -name '*.h')
 CXX_FILES := $(shell find csrc kernels -name '*.cpp' -o -name '*.h')
 
@@ -41,8 +42,8 @@ format: $(STAMP)  ## Rewrite the sources in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-bench: $(STAMP)  ## Time a training step against plain PyTorch and double backward, then every operator
-	$(BIN)/python benchmarks/step.py
+bench: $(STAMP)  ## Time every case and operator, renew the figures of README.md and docs/ (an hour or so; BENCH= leaves out torch.compile: some ten minutes)
+	$(BIN)/xattr-cuda bench --case all --memory --count --scaling $(BENCH) --output build/bench --readme README.md
 	$(BIN)/python -m pytest benchmarks/operators.py --benchmark-only --benchmark-columns=median,iqr,rounds
 
 clean:  ## Remove what was built, and the environment

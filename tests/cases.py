@@ -8,24 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from xattr_cuda.bench.cases import NETWORKS as NETWORKS
+from xattr_cuda.bench.cases import PAPER as PAPER
+from xattr_cuda.ops.schemas import SCHEMAS
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-class Network(NamedTuple):
-    """A perceptron and the batch that it is timed on."""
-
-    widths: list[int]
-    batch: int
-
-
-PAPER = Network([118, 512, 128, 32, 1], batch=100)
-NETWORKS = {
-    "paper": PAPER,
-    "paper-512": PAPER._replace(batch=512),
-    "image-1": Network([784, 1024, 1024, 1024, 1], batch=2048),
-    "image-10": Network([784, 1024, 1024, 1024, 10], batch=2048),
-    "narrow": Network([64, 64, 64, 64, 1], batch=8192),
-}
+LAYER_OPS = tuple(op for op in SCHEMAS if not op.startswith("mlp_"))
+"""The operators of one layer; those of a whole network take lists of tensors and have tests of their own."""
 
 SHAPES = ((1,), (33,), (1, 1), (3, 31), (2, 32), (5, 33), (4, 70), (2, 3, 40), (0, 33), (3, 0))
 """[..., N] of the elementwise operators: around the word of 32 bits, ragged, one to three dimensions, and empty."""

@@ -59,7 +59,7 @@ def write_table(path, rows=90, seed=0, **columns):
     return path
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["doctor"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["bench"], ["doctor"]])
 def test_help_teaches_with_an_example_in_80_columns(command, tmp_path):
     process = run(*command, "--help", folder=tmp_path)
     assert process.returncode == 0
@@ -71,7 +71,7 @@ def test_help_teaches_with_an_example_in_80_columns(command, tmp_path):
 def test_without_arguments_help_is_shown(tmp_path):
     process = run(folder=tmp_path)
     assert process.returncode == 0
-    assert all(word in process.stdout for word in ("demo", "train", "doctor"))
+    assert all(word in process.stdout for word in ("demo", "train", "bench", "doctor"))
 
 
 def test_doctor_proves_the_back_ends_and_exits_0(tmp_path):

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from cases import DEFINITIONS, DTYPES, PRE_ACTIVATIONS, SLOPES, Sample, pack_bits, sample_inputs
+from cases import DEFINITIONS, DTYPES, LAYER_OPS, PRE_ACTIVATIONS, SLOPES, Sample, pack_bits, sample_inputs
 from helpers import assert_as_good_as
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import xattr_cuda as xa
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-by_op = pytest.mark.parametrize("op", xa.ops.SCHEMAS)
+by_op = pytest.mark.parametrize("op", LAYER_OPS)
 
 LEADING = {"vector": (), "matrix": (3,), "cube": (2, 2)}
 
@@ -110,7 +110,7 @@ def test_gradients_are_within_twice_the_error_of_pytorch(op, dtype, backend, dev
         assert_as_good_as(got, functools.partial(of_tensors, DEFINITIONS[op]), sample.args, f"{op} {sample.name}")
 
 
-@pytest.mark.parametrize("op", [op for op in xa.ops.SCHEMAS if "slope" in xa.ops.SCHEMAS[op]])
+@pytest.mark.parametrize("op", [op for op in LAYER_OPS if "slope" in xa.ops.SCHEMAS[op]])
 @by_dtype
 def test_gradients_of_a_single_slope_are_within_twice_the_error_of_pytorch(op, dtype, backend, device, seed):
     """The error of one number is a matter of luck, so it is the largest of many that counts."""

@@ -79,8 +79,9 @@ LAYERS = {  # each part of the package imports only itself and what has a lower 
     "priors": 4,
     "": 5,  # xattr_cuda/__init__.py, the public index
     "training": 6,
-    "cli": 7,
-    "__main__": 8,
+    "bench": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 
 

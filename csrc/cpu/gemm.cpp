@@ -1,16 +1,15 @@
-// Tiles of oneDNN's micro-kernels (brgemm), reached through ATen.
+// Products on tiles of oneDNN's micro-kernels.
 //
 // ATen's own product spends much of its time on packing when a batch has about a hundred rows. Here a tile of rows
 // meets a whole weight that lies in cache as it is; transposes, where one is needed, are done in cache-sized blocks.
 #include "cpu/gemm.h"
 
-#include <ATen/native/CPUBlas.h>
 #include <ATen/ops/addmm.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "cpu/isa/kernels.h"
+#include "cpu/micro_kernel.h"
 
 namespace xattr {
 
@@ -18,40 +17,8 @@ namespace {
 
 constexpr int64_t kTileRows = 128;              // of a tile of a product, at most
 constexpr int64_t kGradientRows = 64;           // of a tile of a transposed product, at most
-constexpr int64_t kDepth = 128;                 // summed in one go: longer sums lose more to rounding than ATen's
 constexpr int64_t kLargestFactor = 256 * 1024;  // elements: 1 MiB of fp32, the second-level cache
 constexpr int64_t kSmallestProduct = 48 * 48 * 48;
-constexpr int64_t kVector = 16;  // elements
-
-int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
-bool has_micro_kernels() {
-#if defined(CPUBLAS_BRGEMM_F32F32F32)
-  static const bool has = instruction_set() == "AVX512";
-  return has;
-#else
-  return false;
-#endif
-}
-
-void micro_kernel(
-    int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
-    bool accumulate) {
-#if defined(CPUBLAS_BRGEMM_F32F32F32)
-  at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, accumulate, a, b, c, /*is_vnni=*/false);
-#else
-  TORCH_INTERNAL_ASSERT(false, "xattr: built without micro-kernels");
-#endif
-}
-
-// Memory of the calling thread's own for at least `size` elements, kept from call to call.
-float* scratch(int64_t size) {
-  thread_local std::vector<float> memory;
-  if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
-  return memory.data();
-}
 
 struct Span {
   int64_t begin, end;
@@ -74,7 +41,7 @@ void add_transposed(
   for (int64_t start = 0; start < depth; start += kDepth) {
     const int64_t count = std::min(kDepth, depth - start);
     transpose()(left + start * a.stride(0), a.stride(0), block, count, count, rows.size());
-    micro_kernel(
+    micro_product(
         rows.size(), columns.size(), count, block, count, right + start * b.stride(0), b.stride(0), result, ld,
         accumulate || start > 0);
   }
@@ -106,11 +73,9 @@ RightFactor right_factor(const at::Tensor& b) {
 void multiply_rows(const at::Tensor& a, const RightFactor& b, at::Tensor& out, int64_t begin, int64_t end) {
   const float* left = a.const_data_ptr<float>() + begin * a.stride(0);
   float* result = out.mutable_data_ptr<float>() + begin * out.stride(0);
-  for (int64_t start = 0; start < a.size(1); start += kDepth) {
-    micro_kernel(
-        end - begin, out.size(1), std::min(kDepth, a.size(1) - start), left + start, a.stride(0),
-        b.data + start * b.stride, b.stride, result, out.stride(0), /*accumulate=*/start > 0);
-  }
+  micro_product(
+      end - begin, out.size(1), a.size(1), left, a.stride(0), b.data, b.stride, result, out.stride(0),
+      /*accumulate=*/false);
 }
 
 at::Tensor transposed_product(const at::Tensor& a, const at::Tensor& b, const at::Tensor* c, const at::Tensor* d) {

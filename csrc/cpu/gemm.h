@@ -96,4 +96,14 @@ at::Tensor product(const at::Tensor& a, const at::Tensor& b, Epilogue epilogue) 
   return out;
 }
 
+// The operators of these names.
+std::tuple<at::Tensor, at::Tensor> linear_relu_mask(
+    const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& slope);
+at::Tensor matmul_mask(
+    const at::Tensor& t, const at::Tensor& matrix, const std::optional<at::Tensor>& bits,
+    const std::optional<at::Tensor>& slope);
+at::Tensor dual_weight_grad(
+    const at::Tensor& delta, const at::Tensor& h, const std::optional<at::Tensor>& g,
+    const std::optional<at::Tensor>& v);
+
 }  // namespace xattr

@@ -9,6 +9,7 @@ using Table = const Elementwise& (*)(c10::ScalarType);
 
 #define XATTR_DECLARE(isa)                               \
   const Elementwise& elementwise_##isa(c10::ScalarType); \
+  const Narrow& narrow_##isa();                          \
   void transpose_##isa(const float*, int64_t, float*, int64_t, int64_t, int64_t);
 
 XATTR_DECLARE(DEFAULT)
@@ -24,18 +25,19 @@ namespace {
 struct Choice {
   const char* name;
   Table table;
+  const Narrow& (*narrow)();
   Transpose transpose;
 };
 
 Choice choose() {
   [[maybe_unused]] const std::string capability = at::get_cpu_capability();
 #ifdef XATTR_AVX512
-  if (capability == "AVX512") return {"AVX512", elementwise_AVX512, transpose_AVX512};
+  if (capability == "AVX512") return {"AVX512", elementwise_AVX512, narrow_AVX512, transpose_AVX512};
 #endif
 #ifdef XATTR_AVX2
-  if (capability == "AVX512" || capability == "AVX2") return {"AVX2", elementwise_AVX2, transpose_AVX2};
+  if (capability == "AVX512" || capability == "AVX2") return {"AVX2", elementwise_AVX2, narrow_AVX2, transpose_AVX2};
 #endif
-  return {"DEFAULT", elementwise_DEFAULT, transpose_DEFAULT};
+  return {"DEFAULT", elementwise_DEFAULT, narrow_DEFAULT, transpose_DEFAULT};
 }
 
 const Choice& choice() {
@@ -51,6 +53,10 @@ const Elementwise& elementwise(c10::ScalarType dtype) {
 
 Transpose transpose() {
   return choice().transpose;
+}
+
+const Narrow& narrow() {
+  return choice().narrow();
 }
 
 std::string instruction_set() {

@@ -7,6 +7,8 @@ from .linear_relu_mask import linear_relu_mask
 from .mask_mul import mask_mul
 from .matmul_mask import matmul_mask
 from .max_pool import max_pool
+from .mlp_attribute import mlp_attribute
+from .mlp_attribute_backward import mlp_attribute_backward
 from .pool_pull import pool_pull
 from .pool_push import pool_push
 from .relu_mask import relu_mask
@@ -19,6 +21,8 @@ __all__ = [
     "mask_mul",
     "matmul_mask",
     "max_pool",
+    "mlp_attribute",
+    "mlp_attribute_backward",
     "pool_pull",
     "pool_push",
     "relu_mask",

@@ -1,4 +1,4 @@
-"""The command line, `xattr-cuda`: one file a command, each a thin skin over `xattr_cuda.training`."""
+"""The command line, `xattr-cuda`: one file a command, each a thin skin over `xattr_cuda.training` or `.bench`."""
 
 import sys
 
@@ -6,6 +6,7 @@ import typer
 
 from .._version import __version__
 from ..training.errors import UserError
+from .bench import bench
 from .demo import demo
 from .doctor import doctor
 from .train import train
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(train)
+app.command()(bench)
 app.command()(doctor)
 
 

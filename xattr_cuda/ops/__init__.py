@@ -23,6 +23,8 @@ __all__ = [
     "mask_mul",
     "matmul_mask",
     "max_pool",
+    "mlp_attribute",
+    "mlp_attribute_backward",
     "pool_pull",
     "pool_push",
     "relu_mask",
@@ -96,6 +98,35 @@ def pool_push(
 ) -> Tensor:
     """The tangent map of max_pool: what idx [B, C, *out] names of the windows of v [B, C, *size]."""
     return implementation("pool_push")(v, idx, kernel, stride, padding, dilation)
+
+
+def mlp_attribute(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    slopes: Sequence[float],
+    u: Tensor,
+    keep_h: Sequence[int],
+    keep_g: Sequence[int],
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    """Forward and attribution sweep of a perceptron: (y, attribution, masks, h of keep_h, g of keep_g)."""
+    return implementation("mlp_attribute")(x, weights, slopes, u, keep_h, keep_g)
+
+
+def mlp_attribute_backward(
+    v: Tensor | None,
+    delta: Tensor | None,
+    weights: Sequence[Tensor],
+    slopes: Sequence[float],
+    bits: Sequence[Tensor],
+    g: Sequence[Tensor],
+    h: Sequence[Tensor],
+    trained: Sequence[int],
+    output_tangent: bool = False,
+    input_cotangent: bool = False,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Its backward pass: (gradients of the trained layers, v_L, delta_0), the ends [0] unless they are asked for."""
+    run = implementation("mlp_attribute_backward")
+    return run(v, delta, weights, slopes, bits, g, h, trained, output_tangent, input_cotangent)
 
 
 def gini(a: Tensor) -> tuple[Tensor, Tensor]:

@@ -169,6 +169,43 @@ def _gini_backward(ctx: Any, dvalue: Tensor | None, dgradient: Tensor | None) ->
     return da
 
 
+def _mlp_attribute_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    x, weights, ctx.slopes, u, *kept = inputs
+    _, _, bits, h, g = output
+    ctx.mark_non_differentiable(*bits, *h, *g)
+    # PyTorch takes an empty list for one of tensors, and wants a list of no gradients for it.
+    ctx.of_numbers = [None if numbers else [] for numbers in (ctx.slopes, *kept)]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, u, *weights)
+
+
+def _mlp_attribute_backward(ctx: Any, dy: Tensor | None, a: Tensor | None, *_: Any) -> Any:
+    """Design section 2, two chains. What they need is found again: only the sweeps know what is worth keeping."""
+    x, u, *weights = ctx.saved_tensors
+    layers, (of_slopes, *of_kept) = len(weights), ctx.of_numbers
+    if dy is None and a is None:
+        return None, [None] * layers, of_slopes, None, *of_kept
+    _, _, bits, h, g = ops.mlp_attribute(x, weights, ctx.slopes, u, list(range(1, layers)), list(range(layers)))
+    own = None if a is None else a * x
+    gradients, v_end, delta_end = ops.mlp_attribute_backward(
+        *(own, dy, weights, ctx.slopes, bits, [*g[1:], u], [x, *h], list(range(1, layers + 1))),
+        *(a is not None, dy is not None),
+    )
+    dx = delta_end if a is None else a * g[0] if dy is None else delta_end + a * g[0]
+    return dx, gradients, of_slopes, None if a is None else v_end, *of_kept
+
+
+def _no_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    pass
+
+
+def _mlp_attribute_backward_backward(ctx: Any, *_: Any) -> Any:
+    raise NotImplementedError(
+        "xattr::mlp_attribute_backward is the end of a first-order derivative and has none of its own; "
+        "for second order use xa.attribute(..., engine='autograd')"
+    )
+
+
 DERIVATIVES = {
     "relu_mask": Derivative(_relu_mask_setup, _relu_mask_backward),
     "mask_mul": Derivative(_mask_mul_setup, _mask_mul_backward),
@@ -179,5 +216,7 @@ DERIVATIVES = {
     "max_pool": Derivative(_max_pool_setup, _max_pool_backward),
     "pool_pull": Derivative(_pool_pull_setup, _pool_pull_backward),
     "pool_push": Derivative(_pool_push_setup, _pool_push_backward),
+    "mlp_attribute": Derivative(_mlp_attribute_setup, _mlp_attribute_backward),
+    "mlp_attribute_backward": Derivative(_no_setup, _mlp_attribute_backward_backward),
     "gini": Derivative(_gini_setup, _gini_backward),
 }

@@ -33,11 +33,15 @@ def checked_reference(name: str) -> Callable[..., Any]:
 def _fake(name: str) -> Callable[..., Any]:
     check = getattr(signature, name)
 
-    def run(first: Tensor, *args: Any, **kwargs: Any) -> Any:
-        results = [
-            torch.empty(spec.shape, dtype=spec.dtype, device=first.device, memory_format=spec.layout)
-            for spec in check(first, *args, **kwargs)
-        ]
+    def run(*args: Any, **kwargs: Any) -> Any:
+        device = next(arg.device for arg in args if isinstance(arg, Tensor))
+
+        def made(spec: Any) -> Any:
+            if isinstance(spec, list):
+                return [made(one) for one in spec]
+            return torch.empty(spec.shape, dtype=spec.dtype, device=device, memory_format=spec.layout)
+
+        results = made(check(*args, **kwargs))
         return results[0] if len(results) == 1 else tuple(results)
 
     return run

@@ -1,7 +1,8 @@
 """What each operator accepts and what it returns: the checks, and the shapes and dtypes of the results.
 
-One function an operator: it validates the arguments and returns a `Spec` for each result. The fake (meta) kernels
-allocate from it and the reference is guarded by it. The C++ kernels make the same checks in `csrc/checks.h`.
+One function an operator: it validates the arguments and returns a `Spec` for each result, a list of them for a list.
+The fake (meta) kernels allocate from it and the reference is guarded by it. The C++ kernels make the same checks in
+`csrc/checks.h` and `csrc/cpu/perceptron.h`.
 """
 
 import math
@@ -246,6 +247,98 @@ def pool_push(
     _check_batch("pool_push", "v", v.shape, len(kernel))
     _check_idx("pool_push", idx, v.shape, geometry, v.device)
     return [Spec(idx.shape, v.dtype, memory_format(idx))]
+
+
+def _check_matrix(op: str, name: str, t: Tensor, shape: Sequence[int], like: Tensor) -> None:
+    same = list(t.shape) == list(shape) and t.dtype == like.dtype and t.device == like.device
+    _require(
+        same,
+        op,
+        f"`{name}` is {t.dtype} {list(t.shape)} on {t.device}; wanted {like.dtype} {list(shape)} on {like.device}",
+    )
+
+
+def _check_perceptron(op: str, like: Tensor, weights: Sequence[Tensor], slopes: Sequence[float]) -> list[int]:
+    """The widths N_0 .. N_L."""
+    _require(len(weights) > 0, op, "`weights` is empty; wanted at least one layer")
+    count = f"`slopes` has {len(slopes)} numbers for {len(weights)} weights"
+    _require(len(slopes) + 1 == len(weights), op, f"{count}; wanted one for each activation between them")
+    widths = [weights[0].shape[-1]]
+    for i, weight in enumerate(weights):
+        given = f"`weights[{i}]` is {weight.dtype} {list(weight.shape)} on {weight.device}"
+        fits = weight.dim() == 2 and weight.shape[1] == widths[-1]
+        fits = fits and weight.dtype == like.dtype and weight.device == like.device
+        wanted = f"{like.dtype} [N, K] on {like.device} with the K of the layer before's N"
+        _require(fits, op, f"{given}; wanted {wanted}")
+        widths.append(weight.shape[0])
+    return widths
+
+
+def _check_layers(op: str, name: str, layers: Sequence[int], first: int, last: int) -> None:
+    fits = sorted({*layers}) == list(layers) and all(first <= layer <= last for layer in layers)
+    _require(fits, op, f"`{name}` is {list(layers)}; wanted ascending layers from {first} to {last}")
+
+
+def mlp_attribute(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    slopes: Sequence[float],
+    u: Tensor,
+    keep_h: Sequence[int],
+    keep_g: Sequence[int],
+) -> list[Spec | list[Spec]]:
+    op = "mlp_attribute"
+    _check_values(op, x=x)
+    widths = _check_perceptron(op, x, weights, slopes)
+    rows, last = x.shape[0], len(weights)
+    _check_matrix(op, "x", x, [rows, widths[0]], x)
+    _check_matrix(op, "u", u, [rows, widths[last]], x)
+    _check_layers(op, "keep_h", keep_h, 1, last - 1)
+    _check_layers(op, "keep_g", keep_g, 0, last - 1)
+    values = [Spec([rows, n], x.dtype) for n in widths]
+    bits = [_bits_of(spec.shape) for spec in values[1:last]]
+    return [values[last], values[0], bits, [values[k] for k in keep_h], [values[k] for k in keep_g]]
+
+
+def mlp_attribute_backward(
+    v: Tensor | None,
+    delta: Tensor | None,
+    weights: Sequence[Tensor],
+    slopes: Sequence[float],
+    bits: Sequence[Tensor],
+    g: Sequence[Tensor],
+    h: Sequence[Tensor],
+    trained: Sequence[int],
+    output_tangent: bool = False,
+    input_cotangent: bool = False,
+) -> list[Spec | list[Spec]]:
+    op = "mlp_attribute_backward"
+    like = delta if v is None else v
+    if like is None:
+        raise ValueError(f"xattr::{op}: `v` and `delta` are both None; wanted one chain at least")
+    _check_values(op, **{"delta" if v is None else "v": like})
+    widths = _check_perceptron(op, like, weights, slopes)
+    rows, last = like.shape[0], len(weights)
+    masks = f"`bits` has {len(bits)} masks; wanted one for each of {last - 1} activations"
+    _require(len(bits) == last - 1, op, masks)
+    for mask, n in zip(bits, widths[1:], strict=False):
+        _check_bits(op, mask, [rows, n], like.device)
+    _check_layers(op, "trained", trained, 1, last)
+    ends = (v is not None or not output_tangent) and (delta is not None or not input_cotangent)
+    _require(ends, op, "the end of a chain was asked for that was not given")
+    for name, start, width, partners, below in (("v", v, widths[0], g, 0), ("delta", delta, widths[last], h, 1)):
+        if start is None:
+            continue
+        _check_matrix(op, name, start, [rows, width], like)
+        partner = "h" if below else "g"
+        count = f"`{partner}` has {len(partners)} tensors; wanted {len(trained)}, one for each trained layer"
+        _require(len(partners) == len(trained), op, count)
+        for t, layer in zip(partners, trained, strict=True):
+            _check_matrix(op, partner, t, [rows, widths[layer - below]], like)
+    none = Spec([0], like.dtype)
+    gradients = [Spec(weights[layer - 1].shape, like.dtype) for layer in trained]
+    v_end = Spec([rows, widths[last]], like.dtype) if output_tangent else none
+    return [gradients, v_end, Spec([rows, widths[0]], like.dtype) if input_cotangent else none]
 
 
 def gini(a: Tensor) -> list[Spec]:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from . import double_backward
 from .arguments import fill, flatten_like
 from .inputs import Inputs, as_tuple, mirror, without_autocast
-from .loss import loss_and_cotangents
 from .run import Run
-from .target import Target, seeds_of
+from .step import step_of_loss, step_of_output
+from .target import Target
 
 if TYPE_CHECKING:
     from .compiled import CompiledRun
@@ -77,13 +77,7 @@ def attribute(
     run = _start(model, xs, constants)
     given = None if cotangent is None else flatten_like(cotangent, run.structure)
     with without_autocast(xs[0].device, run.autocast):
-        needs_grad = run.needs_grad(*(given or ()))
-        outputs = run.forward(keep=needs_grad)
-        seeds = seeds_of(outputs, target, given)
-        if needs_grad:
-            outputs, attributions, _ = run.sweep(seeds.starts, seeds.one_output, seeds.cotangents, None)
-        else:
-            attributions = run.attributions(seeds.starts, seeds.one_output, seeds.cotangents)
+        outputs, attributions = step_of_output(run, target, given)
     return Attribution(fill(run.structure, outputs), mirror(attributions, inputs))
 
 
@@ -102,18 +96,8 @@ def attribute_loss(
         loss, output, attributions = double_backward.attribute_loss(model, xs, criterion, args)
         return LossAttribution(loss, output, mirror(attributions, inputs))
     run = _start(model, xs)
-    with without_autocast(xs[0].device, run.autocast):
-        outputs = run.forward(keep=False)
-    loss, seeds = loss_and_cotangents(criterion, outputs, lambda ys: fill(run.structure, ys), args)
-    cotangents = [None] * len(outputs)
-    with without_autocast(xs[0].device, run.autocast):
-        if not run.needs_grad():
-            return LossAttribution(
-                loss, fill(run.structure, outputs), mirror(run.attributions(seeds, False, cotangents), inputs)
-            )
-        outputs, attributions, through = run.sweep(seeds, False, cotangents, loss)
-    assert through is not None
-    return LossAttribution(through, fill(run.structure, outputs), mirror(attributions, inputs))
+    loss, outputs, attributions = step_of_loss(run, criterion, args)
+    return LossAttribution(loss, fill(run.structure, outputs), mirror(attributions, inputs))
 
 
 class Sweep(nn.Module):

@@ -114,7 +114,7 @@ def sweep_function(
     return list(results[:outputs]), list(results[outputs:-1]), results[-1]
 
 
-def _factor(a: Tensor | None, s: Tensor | None, scale: Tensor | None, dims: int) -> Tensor | None:
+def factor_of(a: Tensor | None, s: Tensor | None, scale: Tensor | None, dims: int) -> Tensor | None:
     """c a + s, what multiplies x at the start of the own chain; None where neither gradient was sent."""
     if a is not None and scale is not None:
         a = _spread(scale, dims) * a
@@ -220,7 +220,7 @@ def _backward(ctx: Any, sent: Optionals) -> Any:
     gradients = _ParameterGradients(saved, ctx.restore.counts())
 
     s = d_outputs[0] if ctx.one_output else d_loss
-    factors = [_factor(a, s, saved.scale, len(tape.shapes[k])) for k, a in enumerate(attributed)]
+    factors = [factor_of(a, s, saved.scale, len(tape.shapes[k])) for k, a in enumerate(attributed)]
     dx = [
         f * g if needed and f is not None and g is not None else None
         for needed, f, g in zip(needs_x, factors, saved.g0, strict=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .engine import Tape, cotangent_sweep, forward_sweep
 from .function import Step, attribution_of, below_autograd, sweep_function
 from .inputs import autocasts, to_autocast
+from .perceptron import Perceptron
 from .program import BoundProgram, bind
 
 Optionals = Sequence[Tensor | None]
@@ -22,6 +23,7 @@ class Run:
     bound: BoundProgram
     xs: list[Tensor]
     autocast: bool  # is on, and has been applied
+    perceptron: Perceptron | None = None  # the same step as one native call a sweep
     tape: Tape | None = None
     outputs: Sequence[Tensor] = ()
 
@@ -30,10 +32,10 @@ class Run:
         """Bind the model, in autocast's dtype where it is on."""
         device = xs[0].device
         if not autocasts(device):
-            return Run(bind(model, len(xs), constants), list(xs), False)
+            return _run(bind(model, len(xs), constants), list(xs), False)
         bound = bind(model, len(xs), [to_autocast(c, device) for c in constants])
         params = [tuple([to_autocast(p, device) for p in tensors]) for tensors in bound.params]
-        return Run(replace(bound, params=params), [to_autocast(x, device) for x in xs], True)
+        return _run(replace(bound, params=params), [to_autocast(x, device) for x in xs], True)
 
     def needs_grad(self, *tensors: Any) -> bool:
         """Whether there is anything to differentiate."""
@@ -80,6 +82,10 @@ class Run:
         step = Step(self.tape, list(self.outputs), list(seeds), one_output)
         params = [p for tensors in self.bound.params for p in tensors]
         return sweep_function(step, self.xs, cotangents, loss, params)
+
+
+def _run(bound: BoundProgram, xs: list[Tensor], autocast: bool) -> Run:
+    return Run(bound, xs, autocast, Perceptron.of(bound, xs))
 
 
 def _aliases(a: Tensor, b: Tensor) -> bool:

@@ -14,7 +14,7 @@ from .demo import DemoResult, explain
 INK, QUIET, ACCENT = "#1f2430", "#8a90a0", "#c1442e"
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """A figure, inches, on the file-only canvas: no window system and no state shared with the caller's plots."""
     figure = extras.load("matplotlib.figure").Figure(figsize=(width, height), dpi=150)
     extras.load("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
@@ -59,7 +59,7 @@ def save_attributions(result: DemoResult, path: Path) -> None:
     # A quantile and not the maximum: one saturated pixel would wash all the others out.
     limit = torch.cat([a.abs().flatten() for _, a in explained]).quantile(0.995).item() or 1.0
     columns = len(examples)
-    figure = _figure(1.15 * columns + 1.9, 5.2)
+    figure = new_figure(1.15 * columns + 1.9, 5.2)
     grid = figure.add_gridspec(3, columns, left=0.13, right=0.9, top=0.81, bottom=0.03, wspace=0.12, hspace=0.3)
     rows = ["test digit", "without prior", "with prior"]
     shown = None
@@ -107,7 +107,7 @@ def save_comparison(
     names: methods, the first on top. scores: one sequence of values a method. score: the axis label.
     Raises OSError where it cannot be written, UserError where matplotlib is missing.
     """
-    figure = _figure(7.0, 1.3 + 0.5 * len(names))
+    figure = new_figure(7.0, 1.3 + 0.5 * len(names))
     axes = figure.add_subplot()
     for row, values in enumerate(scores):
         spread = torch.tensor(values, dtype=torch.float64)

@@ -6,6 +6,7 @@
 #include "cpu/add_relu_mask.h"
 #include "cpu/mask_mul.h"
 #include "cpu/max_pool.h"
+#include "cpu/narrow.h"
 #include "cpu/pool_pull.h"
 #include "cpu/pool_push.h"
 #include "cpu/relu_mask.h"
@@ -76,6 +77,11 @@ const Elementwise& XATTR_FOR_ISA(elementwise_, CPU_CAPABILITY)(c10::ScalarType d
 void XATTR_FOR_ISA(transpose_, CPU_CAPABILITY)(
     const float* src, int64_t ld_src, float* dst, int64_t ld_dst, int64_t rows, int64_t columns) {
   transpose_matrix(src, ld_src, dst, ld_dst, rows, columns);
+}
+
+const Narrow& XATTR_FOR_ISA(narrow_, CPU_CAPABILITY)() {
+  static constexpr Narrow table = {narrow_forward, narrow_cotangent, narrow_gradient};
+  return table;
 }
 
 }  // namespace xattr

@@ -41,6 +41,20 @@ using Transpose = void (*)(const float* src, int64_t ld_src, float* dst, int64_t
 // The transpose of that instruction set.
 Transpose transpose();
 
+// Products with a weight of few rows; arguments as in kernels/cpu/narrow.h.
+struct Narrow {
+  void (*forward)(
+      int64_t rows, int64_t n, int64_t k, const float* a, int64_t lda, const float* w, float* out, int64_t ld_out);
+  void (*cotangent)(
+      int64_t rows, int64_t n, int64_t k, const float* g, int64_t ldg, const float* w, float* out, int64_t ld_out);
+  void (*gradient)(
+      int64_t rows, int64_t n, int64_t k, const float* g, int64_t ldg, const float* v, int64_t ldv, float* out,
+      bool accumulate);
+};
+
+// Those of that instruction set.
+const Narrow& narrow();
+
 // Its name: AVX512, AVX2 or DEFAULT.
 std::string instruction_set();
 

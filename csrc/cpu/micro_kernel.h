@@ -1,0 +1,31 @@
+// oneDNN's micro-kernels (brgemm), reached through ATen: products of tiles that lie in cache.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+
+namespace xattr {
+
+constexpr int64_t kVector = 16;  // elements of a vector of fp32
+constexpr int64_t kDepth = 128;  // summed in one go: longer sums lose more to rounding than ATen's
+
+inline int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+inline int64_t round_up(int64_t a, int64_t b) {
+  return divide_up(a, b) * b;
+}
+
+// Whether there are micro-kernels of fp32: built, and the processor has AVX-512.
+bool has_micro_kernels();
+
+// c (+)= a b, for a [m, k], b [k, n] and c [m, n], row-major with leading dimensions. The sum is made kDepth at a time.
+void micro_product(
+    int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
+    bool accumulate);
+
+// Memory of the calling thread's own for at least `size` elements, aligned to cache lines, kept from call to call.
+float* scratch(int64_t size);
+
+}  // namespace xattr

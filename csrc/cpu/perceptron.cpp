@@ -1,0 +1,81 @@
+#include "cpu/perceptron.h"
+
+#include <algorithm>
+
+#include "checks.h"
+#include "cpu/micro_kernel.h"
+
+namespace xattr {
+
+namespace {
+
+constexpr int64_t kLargestNetwork = 384 * 1024;  // elements: with their gradients, the second-level cache
+constexpr int64_t kFewestRows = 32;
+
+}  // namespace
+
+Perceptron checked_perceptron(
+    const char* op, const at::Tensor& like, at::TensorList weights, at::ArrayRef<double> slopes) {
+  TORCH_CHECK_VALUE(!weights.empty(), "xattr::", op, ": `weights` is empty; wanted at least one layer");
+  TORCH_CHECK_VALUE(
+      slopes.size() + 1 == weights.size(), "xattr::", op, ": `slopes` has ", slopes.size(), " numbers for ",
+      weights.size(), " weights; wanted one for each activation between them");
+  Perceptron net;
+  for (const at::Tensor& weight : weights) {
+    check_values(op, "weights", weight);
+    const bool fits = weight.dim() == 2 && (net.weights.empty() || weight.size(1) == net.weights.back().size(0));
+    TORCH_CHECK_VALUE(
+        fits && weight.scalar_type() == like.scalar_type() && weight.device() == like.device(), "xattr::", op,
+        ": `weights[", net.weights.size(), "]` is ", weight.scalar_type(), " ", weight.sizes(), " on ", weight.device(),
+        "; wanted ", like.scalar_type(), " [N, K] on ", like.device(), " with the K of the layer before's N");
+    net.weights.push_back(weight.contiguous());
+  }
+  net.slopes.assign(slopes.begin(), slopes.end());
+  return net;
+}
+
+void check_matrix(
+    const char* op, const char* name, const at::Tensor& t, const Perceptron& net, int64_t rows, int64_t columns) {
+  const at::Tensor& like = net.weights[0];
+  TORCH_CHECK_VALUE(
+      t.dim() == 2 && t.size(0) == rows && t.size(1) == columns && t.scalar_type() == like.scalar_type() &&
+          t.device() == like.device(),
+      "xattr::", op, ": `", name, "` is ", t.scalar_type(), " ", t.sizes(), " on ", t.device(), "; wanted ",
+      like.scalar_type(), " [", rows, ", ", columns, "] on ", like.device());
+}
+
+void check_masks(const char* op, at::TensorList bits, const Perceptron& net, int64_t rows) {
+  TORCH_CHECK_VALUE(
+      static_cast<int64_t>(bits.size()) == net.layers() - 1, "xattr::", op, ": `bits` has ", bits.size(),
+      " masks; wanted one for each of ", net.layers() - 1, " activations");
+  for (int64_t l = 1; l < net.layers(); ++l) check_bits(op, bits[l - 1], {rows, net.width(l)}, net.weights[0]);
+}
+
+void check_layers(const char* op, const char* name, at::IntArrayRef layers, int64_t first, int64_t last) {
+  int64_t least = first;
+  bool fits = true;
+  for (const int64_t l : layers) {
+    fits = fits && l >= least && l <= last;
+    least = l + 1;
+  }
+  TORCH_CHECK_VALUE(
+      fits, "xattr::", op, ": `", name, "` is ", layers, "; wanted ascending layers from ", first, " to ", last);
+}
+
+int32_t* mask_rows(at::TensorList bits, int64_t l, int64_t row) {
+  if (l == 0 || l > static_cast<int64_t>(bits.size())) return nullptr;
+  const at::Tensor& mask = bits[l - 1];
+  return static_cast<int32_t*>(mask.data_ptr()) + row * mask.size(1);
+}
+
+bool sweeps_by_tiles(const Perceptron& net, int64_t rows) {
+  if (net.weights[0].scalar_type() != at::kFloat || rows < kFewestRows || !has_micro_kernels()) return false;
+  int64_t size = 0;
+  for (int64_t l = 0; l < net.layers(); ++l) {
+    if (net.width(l) < kVector) return false;  // only the last layer may be narrow
+    size += net.weights[l].numel();
+  }
+  return net.width(net.layers()) > 0 && size <= kLargestNetwork;
+}
+
+}  // namespace xattr

@@ -1,0 +1,44 @@
+// A bias-free perceptron as the mlp_* operators are given it, and the choice of how its sweeps run.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/ArrayRef.h>
+
+#include <vector>
+
+namespace xattr {
+
+// y = W_L act(... act(W_1 x)), for weights [N_l, N_{l-1}] and one slope for each of the L - 1 activations. Layers count
+// from 1, so that W_l stands between h_{l-1} and h_l, and 0 is the input.
+struct Perceptron {
+  std::vector<at::Tensor> weights;  // contiguous
+  std::vector<double> slopes;
+
+  int64_t layers() const { return static_cast<int64_t>(weights.size()); }
+  int64_t width(int64_t l) const { return l == 0 ? weights[0].size(1) : weights[l - 1].size(0); }
+  const at::Tensor& weight(int64_t l) const { return weights[l - 1]; }
+};
+
+// The arguments that all mlp_* operators share, checked; `like` fixes dtype and device.
+Perceptron checked_perceptron(
+    const char* op, const at::Tensor& like, at::TensorList weights, at::ArrayRef<double> slopes);
+
+// `t` is [rows, columns], of the dtype and on the device of the weights.
+void check_matrix(
+    const char* op, const char* name, const at::Tensor& t, const Perceptron& net, int64_t rows, int64_t columns);
+
+// One mask a hidden layer, of `rows` rows.
+void check_masks(const char* op, at::TensorList bits, const Perceptron& net, int64_t rows);
+
+// Ascending numbers of layers, first .. last.
+void check_layers(const char* op, const char* name, at::IntArrayRef layers, int64_t first, int64_t last);
+
+// The mask of layer l from `row` on; null for the input and the output, which have none.
+int32_t* mask_rows(at::TensorList bits, int64_t l, int64_t row);
+
+// Whether each thread takes tiles of rows through all layers while they, and the weights, lie in its cache: fp32 with
+// micro-kernels, weights that leave room in the second-level cache, and tiles worth a vector each way. Otherwise whole
+// products run one layer after another.
+bool sweeps_by_tiles(const Perceptron& net, int64_t rows);
+
+}  // namespace xattr

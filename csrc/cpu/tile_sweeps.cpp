@@ -1,0 +1,124 @@
+#include "cpu/tile_sweeps.h"
+
+#include <ATen/Parallel.h>
+
+#include "cpu/bits.h"
+#include "cpu/isa/kernels.h"
+#include "cpu/micro_kernel.h"
+
+namespace xattr {
+
+namespace {
+
+constexpr int64_t kTallestTile = 128;  // rows
+constexpr int64_t kPanel = 64;         // columns of a right factor that the first-level cache holds, kDepth deep
+
+// Whether a layer has too few outputs for the micro-kernels.
+bool is_narrow(const Perceptron& net, int64_t l) {
+  return net.width(l) < kVector;
+}
+
+// Calls body(first, count) for the panels of a matrix.
+template <typename Body>
+void for_panels(int64_t columns, Body body) {
+  for (int64_t first = 0; first < columns; first += kPanel) body(first, std::min(kPanel, columns - first));
+}
+
+// Calls body(data, bits, columns, begin, end) on the words of some rows: at once where the rows lie one after another.
+template <typename Bits, typename Body>
+void for_row_words(int64_t rows, int64_t columns, Rows values, Bits* bits, Body body) {
+  const int64_t words = words_of(columns);
+  if (values.stride == columns) return body(values.data, bits, rows * words);
+  for (int64_t r = 0; r < rows; ++r) body(values.from(r).data, bits + r * words, words);
+}
+
+}  // namespace
+
+TilePlan::TilePlan(int64_t rows) : rows(rows) {
+  threads = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), rows / kVector));
+  const int64_t share = divide_up(rows, threads);
+  height = divide_up(share, divide_up(share, kTallestTile));
+}
+
+TileSweeps::TileSweeps(const Perceptron& net, int64_t height, int64_t up)
+    : net_(net), slopes_(net.slopes.begin(), net.slopes.end()), panels_(up) {
+  int64_t widest = 0, size = 0;
+  for (int64_t l = 0; l <= net.layers(); ++l) widest = std::max(widest, round_up(net.width(l), kVector));
+  // A stride that is a power of two would map the rows of a tile to few sets of the first-level cache.
+  const int64_t stride = widest + kVector;
+  for (int64_t l = 1; l <= up; ++l) {
+    if (!is_narrow(net, l)) size += round_up(net.width(l), kPanel) * net.width(l - 1);
+  }
+  float* memory = scratch(size + 2 * height * stride + widest * round_up(height, kVector));
+  for (int64_t l = 1; l <= up; ++l) {
+    if (is_narrow(net, l)) continue;
+    const int64_t depth = net.width(l - 1);
+    const float* weight = net.weight(l).const_data_ptr<float>();
+    panels_[l - 1] = memory;
+    for_panels(net.width(l), [&](int64_t first, int64_t count) {
+      transpose()(weight + first * depth, depth, memory, kPanel, count, depth);
+      memory += kPanel * depth;
+    });
+  }
+  buffers_ = {Rows{memory, stride}, Rows{memory + height * stride, stride}};
+  transposed_ = memory + 2 * height * stride;
+}
+
+void TileSweeps::multiply_up(int64_t l, int64_t rows, Rows in, Rows out) const {
+  const int64_t n = net_.width(l), k = net_.width(l - 1);
+  if (is_narrow(net_, l)) {
+    const float* weight = net_.weight(l).const_data_ptr<float>();
+    return narrow().forward(rows, n, k, in.data, in.stride, weight, out.data, out.stride);
+  }
+  for_panels(n, [&](int64_t first, int64_t count) {
+    const float* panel = panels_[l - 1] + first * k;
+    micro_product(rows, count, k, in.data, in.stride, panel, kPanel, out.data + first, out.stride, false);
+  });
+}
+
+void TileSweeps::forward(int64_t l, int64_t rows, Rows in, Rows out, int32_t* bits) const {
+  multiply_up(l, rows, in, out);
+  if (!bits) return;
+  const int64_t n = net_.width(l);
+  const auto kernel = elementwise(at::kFloat).relu_mask;
+  for_row_words(rows, n, out, bits, [&](float* values, int32_t* words, int64_t end) {
+    kernel(values, slope(l), /*by_column=*/false, values, words, n, 0, end);
+  });
+}
+
+void TileSweeps::mask(int64_t l, int64_t rows, Rows values, const int32_t* bits) const {
+  const int64_t n = net_.width(l);
+  const auto kernel = elementwise(at::kFloat).mask_mul;
+  for_row_words(rows, n, values, bits, [&](float* data, const int32_t* words, int64_t end) {
+    kernel(data, words, slope(l), /*by_column=*/false, data, n, 0, end);
+  });
+}
+
+void TileSweeps::tangent(int64_t l, int64_t rows, Rows in, Rows out, const int32_t* bits) const {
+  multiply_up(l, rows, in, out);
+  if (bits) mask(l, rows, out, bits);
+}
+
+void TileSweeps::cotangent(int64_t l, int64_t rows, Rows in, Rows out, const int32_t* bits) const {
+  const int64_t n = net_.width(l), k = net_.width(l - 1);
+  const float* weight = net_.weight(l).const_data_ptr<float>();
+  if (is_narrow(net_, l)) {
+    narrow().cotangent(rows, n, k, in.data, in.stride, weight, out.data, out.stride);
+  } else {
+    for_panels(k, [&](int64_t first, int64_t count) {
+      micro_product(rows, count, n, in.data, in.stride, weight + first, k, out.data + first, out.stride, false);
+    });
+  }
+  if (bits) mask(l - 1, rows, out, bits);
+}
+
+void TileSweeps::gradient(int64_t l, int64_t rows, Rows g, Rows v, float* out, bool accumulate) const {
+  const int64_t n = net_.width(l), k = net_.width(l - 1);
+  if (is_narrow(net_, l)) return narrow().gradient(rows, n, k, g.data, g.stride, v.data, v.stride, out, accumulate);
+  transpose()(g.data, g.stride, transposed_, rows, rows, n);
+  for_panels(k, [&](int64_t first, int64_t count) {
+    micro_product(n, count, rows, transposed_, rows, v.data + first, v.stride, out + first, k, accumulate);
+  });
+}
+
+}  // namespace xattr

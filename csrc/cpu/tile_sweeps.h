@@ -1,0 +1,71 @@
+// The sweeps of section 2 of the design on a tile of rows, one layer at a time, by one thread.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "cpu/perceptron.h"
+
+namespace xattr {
+
+// A row-major matrix of which a tile takes some rows.
+struct Rows {
+  float* data = nullptr;
+  int64_t stride = 0;  // elements from row to row
+
+  Rows from(int64_t row) const { return {data + row * stride, stride}; }
+};
+
+// The rows of a tensor with unit column stride.
+inline Rows rows_of(const at::Tensor& t) {
+  return {const_cast<float*>(t.const_data_ptr<float>()), std::max(t.stride(0), t.size(1))};
+}
+
+// How threads share a batch: each takes rows next to one another, in tiles of at most `height`.
+struct TilePlan {
+  int64_t rows, threads, height;
+
+  explicit TilePlan(int64_t rows);
+  int64_t begin(int64_t thread) const { return rows * thread / threads; }
+
+  // Calls body(begin, end) for the tiles of one thread, in order.
+  template <typename Body>
+  void for_tiles(int64_t thread, Body body) const {
+    for (int64_t row = begin(thread), end = begin(thread + 1); row < end; row += height) {
+      body(row, std::min(end, row + height));
+    }
+  }
+};
+
+// The maps of a perceptron's layers on tiles, and one thread's memory for them.
+class TileSweeps {
+ public:
+  // height: of the tiles; up: the layers 1 .. up will be asked for forward or tangent maps. Their weights are
+  // transposed now, into memory of the thread's own that is valid until its next TileSweeps.
+  TileSweeps(const Perceptron& net, int64_t height, int64_t up);
+
+  // out = activation(in W_l^T), and its mask; without bits, no activation.
+  void forward(int64_t l, int64_t rows, Rows in, Rows out, int32_t* bits) const;
+  // out = m_l * (in W_l^T); without bits, no mask.
+  void tangent(int64_t l, int64_t rows, Rows in, Rows out, const int32_t* bits) const;
+  // out = m_{l-1} * (in W_l); without bits, no mask.
+  void cotangent(int64_t l, int64_t rows, Rows in, Rows out, const int32_t* bits) const;
+  // out (+)= g.T v, [N_l, N_{l-1}].
+  void gradient(int64_t l, int64_t rows, Rows g, Rows v, float* out, bool accumulate) const;
+
+  // One of two matrices of the tile's height and the network's largest width.
+  Rows buffer(int64_t k) const { return buffers_[k % 2]; }
+
+ private:
+  void multiply_up(int64_t l, int64_t rows, Rows in, Rows out) const;
+  void mask(int64_t l, int64_t rows, Rows values, const int32_t* bits) const;
+  const float* slope(int64_t l) const { return slopes_[l - 1] == 0 ? nullptr : &slopes_[l - 1]; }
+
+  const Perceptron& net_;
+  std::vector<float> slopes_;
+  std::vector<float*> panels_;  // W_l^T, in panels of some columns that lie one after another
+  std::array<Rows, 2> buffers_;
+  float* transposed_;
+};
+
+}  // namespace xattr
