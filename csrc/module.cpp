@@ -8,6 +8,7 @@
 #include <string>
 
 #include "cpu/isa/kernels.h"
+#include "cpu/perceptron.h"
 
 namespace {
 
@@ -39,5 +40,6 @@ std::map<std::string, std::string> build_info() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Kernels of xattr_cuda. Importing this module registers them with PyTorch's dispatcher.";
   m.def("build_info", &build_info, "How the extension was built: a dict of str to str.");
+  m.attr("LARGEST_NETWORK") = xattr::kLargestNetwork;
   m.def("cpu_capability", &xattr::instruction_set, "The instruction set that the CPU kernels use on this processor.");
 }

@@ -50,25 +50,26 @@ void by_layers(const Perceptron& net, const Chains& chains, Found& found) {
   if (found.v.defined()) found.v = v;
 }
 
-// One thread's sums: into the results themselves for the first, into memory of their own for the others.
-struct Sums {
-  std::vector<float*> gradients;  // by layer
-  std::vector<bool> begun;
+// What a sweep leaves for gradients that are taken after it, by layer: the tangent at its input, the task's cotangent
+// at its output.
+struct Kept {
+  Tensors v, delta;
 };
 
-void tile(
-    const Perceptron& net, const Chains& chains, const TileSweeps& sweeps, int64_t begin, int64_t rows, Sums& sums,
-    const Found& found) {
-  const auto add = [&](int64_t l, Rows g, Rows v) {
-    sweeps.gradient(l, rows, g, v, sums.gradients[l], sums.begun[l]);
-    sums.begun[l] = true;
+// Both sweeps on one tile. add(l, g, v) is called for every pair of a trained layer.
+template <typename Add>
+void sweep_tile(
+    const Perceptron& net, const Chains& chains, const TileSweeps& sweeps, int64_t begin, int64_t rows,
+    const Kept& kept, const Found& found, Add add) {
+  const auto place = [&](const at::Tensor& t, int64_t l) {
+    return t.defined() ? rows_of(t).from(begin) : sweeps.buffer(l);
   };
   if (chains.delta.defined()) {
     Rows delta = rows_of(chains.delta).from(begin);
     for (int64_t l = net.layers(); l >= 1; --l) {
       if (chains.trained[l]) add(l, delta, rows_of(chains.h[l]).from(begin));
       if (l < chains.down) break;
-      const Rows out = l == 1 && found.delta.defined() ? rows_of(found.delta).from(begin) : sweeps.buffer(l);
+      const Rows out = place(l == 1 ? found.delta : kept.delta[l - 1], l);
       sweeps.cotangent(l, rows, delta, out, mask_rows(chains.bits, l - 1, begin));
       delta = out;
     }
@@ -78,33 +79,74 @@ void tile(
     for (int64_t l = 1; l <= net.layers(); ++l) {
       if (chains.trained[l]) add(l, rows_of(chains.g[l]).from(begin), v);
       if (l > chains.up) break;
-      const Rows out = l == net.layers() ? rows_of(found.v).from(begin) : sweeps.buffer(l);
+      const Rows out = place(l == net.layers() ? found.v : kept.v[l + 1], l);
       sweeps.tangent(l, rows, v, out, mask_rows(chains.bits, l, begin));
       v = out;
     }
   }
 }
 
-void by_tiles(const Perceptron& net, const Chains& chains, int64_t rows, Found& found) {
-  const TilePlan plan(rows);
+int64_t up_of(const Chains& chains) {
+  return chains.v.defined() ? chains.up : 0;
+}
+
+// Few rows: sweeps first, then gradients over the whole batch, of which each thread takes a share of the rows.
+void by_whole_gradients(const Perceptron& net, const Chains& chains, const TilePlan& plan, Found& found) {
+  Kept kept{Tensors(net.layers() + 2), Tensors(net.layers() + 1)};
+  for (int64_t l = 1; l <= net.layers(); ++l) {
+    if (!chains.trained[l]) continue;
+    const auto empty = [&](int64_t width) {
+      return at::empty({plan.rows, width}, net.weights[0].options());
+    };
+    if (chains.v.defined()) kept.v[l] = l == 1 ? chains.v : empty(net.width(l - 1));
+    if (chains.delta.defined()) kept.delta[l] = l == net.layers() ? chains.delta : empty(net.width(l));
+  }
+  at::parallel_for(0, plan.threads, 1, [&](int64_t first_thread, int64_t end_thread) {
+    const TileSweeps sweeps(net, plan.height, up_of(chains));
+    for (int64_t thread = first_thread; thread < end_thread; ++thread) {
+      plan.for_tiles(thread, [&](int64_t begin, int64_t end) {
+        sweep_tile(net, chains, sweeps, begin, end - begin, kept, found, [](int64_t, Rows, Rows) {});
+      });
+    }
+  });
+  at::parallel_for(0, plan.threads, 1, [&](int64_t first_thread, int64_t end_thread) {
+    for (int64_t l = 1; l <= net.layers(); ++l) {
+      if (!chains.trained[l]) continue;
+      const int64_t n = net.width(l), share = round_up(divide_up(n, plan.threads), kVector);
+      const int64_t first = std::min(n, first_thread * share), count = std::min(n, end_thread * share) - first;
+      bool accumulate = false;
+      const auto add = [&](const at::Tensor& g, const at::Tensor& v) {
+        add_gradient(
+            net, l, plan.rows, rows_of(g), rows_of(v), first, count, rows_of(found.gradients[l]).data, accumulate);
+        accumulate = true;
+      };
+      if (chains.delta.defined()) add(kept.delta[l], chains.h[l]);
+      if (chains.v.defined()) add(chains.g[l], kept.v[l]);
+    }
+  });
+}
+
+// Many rows: each thread adds up the gradients of its tiles while they are in cache; the sums are added in the end.
+void by_summed_gradients(const Perceptron& net, const Chains& chains, const TilePlan& plan, Found& found) {
+  const Kept nothing{Tensors(net.layers() + 2), Tensors(net.layers() + 1)};
   std::vector<int64_t> places(net.layers() + 2);  // of the layers' gradients, laid end to end
   for (int64_t l = 1; l <= net.layers(); ++l) {
     places[l + 1] = places[l] + (chains.trained[l] ? net.weight(l).numel() : 0);
-    if (chains.trained[l]) found.gradients[l] = at::empty(net.weight(l).sizes(), net.weight(l).options());
   }
   const int64_t total = places.back();
   const at::Tensor others = at::empty({plan.threads - 1, total}, net.weights[0].options());
   at::parallel_for(0, plan.threads, 1, [&](int64_t first_thread, int64_t end_thread) {
-    const TileSweeps sweeps(net, plan.height, chains.v.defined() ? chains.up : 0);
+    const TileSweeps sweeps(net, plan.height, up_of(chains));
     for (int64_t thread = first_thread; thread < end_thread; ++thread) {
-      Sums sums{std::vector<float*>(net.layers() + 1), std::vector<bool>(net.layers() + 1)};
-      for (int64_t l = 1; l <= net.layers(); ++l) {
-        if (!chains.trained[l]) continue;
-        sums.gradients[l] = thread == 0 ? found.gradients[l].mutable_data_ptr<float>()
-                                        : others.mutable_data_ptr<float>() + (thread - 1) * total + places[l];
-      }
-      plan.for_tiles(
-          thread, [&](int64_t begin, int64_t end) { tile(net, chains, sweeps, begin, end - begin, sums, found); });
+      float* own = thread == 0 ? nullptr : others.mutable_data_ptr<float>() + (thread - 1) * total;
+      std::vector<bool> begun(net.layers() + 1);
+      plan.for_tiles(thread, [&](int64_t begin, int64_t end) {
+        sweep_tile(net, chains, sweeps, begin, end - begin, nothing, found, [&](int64_t l, Rows g, Rows v) {
+          float* sum = own ? own + places[l] : found.gradients[l].mutable_data_ptr<float>();
+          sweeps.gradient(l, end - begin, g, v, sum, begun[l]);
+          begun[l] = true;
+        });
+      });
     }
   });
   if (plan.threads == 1) return;
@@ -119,6 +161,18 @@ void by_tiles(const Perceptron& net, const Chains& chains, int64_t rows, Found& 
       }
     }
   });
+}
+
+void by_tiles(const Perceptron& net, const Chains& chains, int64_t rows, Found& found) {
+  const TilePlan plan(rows);
+  for (int64_t l = 1; l <= net.layers(); ++l) {
+    if (chains.trained[l]) found.gradients[l] = at::empty(net.weight(l).sizes(), net.weight(l).options());
+  }
+  if (plan.threads > 1 && plan.height * plan.threads >= rows) {
+    by_whole_gradients(net, chains, plan, found);
+  } else {
+    by_summed_gradients(net, chains, plan, found);
+  }
 }
 
 // A list by layer from one by trained layer.

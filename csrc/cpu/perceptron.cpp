@@ -9,7 +9,6 @@ namespace xattr {
 
 namespace {
 
-constexpr int64_t kLargestNetwork = 384 * 1024;  // elements: with their gradients, the second-level cache
 constexpr int64_t kFewestRows = 32;
 
 }  // namespace

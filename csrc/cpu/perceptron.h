@@ -8,6 +8,9 @@
 
 namespace xattr {
 
+// Elements of all weights for which they and their gradients have room in the second-level cache.
+constexpr int64_t kLargestNetwork = 384 * 1024;
+
 // y = W_L act(... act(W_1 x)), for weights [N_l, N_{l-1}] and one slope for each of the L - 1 activations. Layers count
 // from 1, so that W_l stands between h_{l-1} and h_l, and 0 is the input.
 struct Perceptron {

@@ -32,6 +32,20 @@ void for_row_words(int64_t rows, int64_t columns, Rows values, Bits* bits, Body 
   for (int64_t r = 0; r < rows; ++r) body(values.from(r).data, bits + r * words, words);
 }
 
+// The rows first .. first + count of out (+)= g.T v; `transposed` has room for that many rows of g.T.
+void gradient_rows(
+    const Perceptron& net, int64_t l, int64_t rows, Rows g, Rows v, int64_t first, int64_t count, float* out,
+    bool accumulate, float* transposed) {
+  const int64_t k = net.width(l - 1);
+  g.data += first;
+  out += first * k;
+  if (is_narrow(net, l)) return narrow().gradient(rows, count, k, g.data, g.stride, v.data, v.stride, out, accumulate);
+  transpose()(g.data, g.stride, transposed, rows, rows, count);
+  for_panels(k, [&](int64_t column, int64_t columns) {
+    micro_product(count, columns, rows, transposed, rows, v.data + column, v.stride, out + column, k, accumulate);
+  });
+}
+
 }  // namespace
 
 TilePlan::TilePlan(int64_t rows) : rows(rows) {
@@ -113,12 +127,14 @@ void TileSweeps::cotangent(int64_t l, int64_t rows, Rows in, Rows out, const int
 }
 
 void TileSweeps::gradient(int64_t l, int64_t rows, Rows g, Rows v, float* out, bool accumulate) const {
-  const int64_t n = net_.width(l), k = net_.width(l - 1);
-  if (is_narrow(net_, l)) return narrow().gradient(rows, n, k, g.data, g.stride, v.data, v.stride, out, accumulate);
-  transpose()(g.data, g.stride, transposed_, rows, rows, n);
-  for_panels(k, [&](int64_t first, int64_t count) {
-    micro_product(n, count, rows, transposed_, rows, v.data + first, v.stride, out + first, k, accumulate);
-  });
+  gradient_rows(net_, l, rows, g, v, 0, net_.width(l), out, accumulate, transposed_);
+}
+
+void add_gradient(
+    const Perceptron& net, int64_t l, int64_t rows, Rows g, Rows v, int64_t first, int64_t count, float* out,
+    bool accumulate) {
+  if (count == 0) return;
+  gradient_rows(net, l, rows, g, v, first, count, out, accumulate, scratch(count * rows));
 }
 
 }  // namespace xattr

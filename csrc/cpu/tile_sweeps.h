@@ -68,4 +68,9 @@ class TileSweeps {
   float* transposed_;
 };
 
+// The rows first .. first + count of out (+)= g.T v, [N_l, N_{l-1}], for a batch of any size.
+void add_gradient(
+    const Perceptron& net, int64_t l, int64_t rows, Rows g, Rows v, int64_t first, int64_t count, float* out,
+    bool accumulate);
+
 }  // namespace xattr

@@ -1,7 +1,7 @@
 """Perceptrons: chains of linear layers and activations, whose sweeps are one native call forward and one backward.
 
 The same algebra as in function.py, in its notation, for the whole network at once. Whatever does not fit — dropout,
-trained slopes, sizes that do not match, a network on a GPU — takes the engine's way, layer by layer.
+trained slopes, large layers, sizes that do not match, a network on a GPU — takes the engine's way, layer by layer.
 """
 
 from collections.abc import Sequence
@@ -35,13 +35,17 @@ def _slope(layer: Layer) -> float | None:
 
 
 def _fits(weights: Sequence[Tensor], x: Tensor) -> bool:
-    """Whether the tensors are what the operators take; the engine says what is wrong with others."""
-    columns = x.shape[1]
+    """Whether the tensors are what the operators take, and weights that lie in cache.
+
+    The engine says what is wrong with others, and frees what large layers leave as soon as it has been used.
+    """
+    columns, size = x.shape[1], 0
     for weight in weights:
+        size += weight.numel()
         if weight.dim() != 2 or weight.shape[1] != columns or weight.dtype != x.dtype or weight.device != x.device:
             return False
         columns = weight.shape[0]
-    return True
+    return size <= ops.extension.LARGEST_NETWORK
 
 
 @dataclass
