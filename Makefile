@@ -42,7 +42,7 @@ format: $(STAMP)  ## Rewrite the sources in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-bench: $(STAMP)  ## Time every case and operator, renew the figures of README.md and docs/ (an hour or so; BENCH= leaves out torch.compile: some ten minutes)
+bench: $(STAMP)  ## Time every case and operator, renew the figures of README.md and docs/ (long, for torch.compile; BENCH= leaves it out: ten minutes)
 	$(BIN)/xattr-cuda bench --case all --memory --count --scaling $(BENCH) --output build/bench --readme README.md
 	$(BIN)/python -m pytest benchmarks/operators.py --benchmark-only --benchmark-columns=median,iqr,rounds
 
