@@ -3,6 +3,7 @@
 import random
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import hypothesis.core
@@ -60,3 +61,22 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def device(backend: str) -> str:
     """The device of the back end in force."""
     return BACKENDS[backend]
+
+
+@pytest.fixture(scope="session")
+def _emulating_driver() -> Any:
+    """One driver for all tests: Triton keeps what it has compiled by driver."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from gpuless.drivers import EmulatingDriver
+
+    return EmulatingDriver()
+
+
+@pytest.fixture
+def emulated(_emulating_driver: Any) -> Iterator[Any]:
+    """Triton kernels launched on CPU tensors are compiled for sm_80 and executed by the emulator; yields the driver."""
+    from gpuless.drivers import installed
+
+    _emulating_driver.launches.clear()
+    with installed(_emulating_driver):
+        yield _emulating_driver
