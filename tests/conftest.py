@@ -3,25 +3,31 @@
 import random
 import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
-import hypothesis
-import hypothesis.core
 import pytest
 import torch
 
 import xattr_cuda as xa
 
-BACKENDS = {"reference": "cpu", "cpu": "cpu"}  # back end: the device that its tests run on
+try:
+    import hypothesis
+    import hypothesis.core
+except ImportError:  # a machine that has nothing but what the check of a GPU needs
+    hypothesis = None
 
-hypothesis.settings.register_profile(
-    "xattr",
-    deadline=None,
-    database=None,
-    print_blob=True,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
-)
-hypothesis.settings.load_profile("xattr")
+BACKENDS = {"reference": "cpu", "cpu": "cpu", "triton": "cuda"}  # back end: the device that its tests run on
+
+if hypothesis is not None:
+    hypothesis.settings.register_profile(
+        "xattr",
+        deadline=None,
+        database=None,
+        print_blob=True,
+        suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+    )
+    hypothesis.settings.load_profile("xattr")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,7 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.seed is None:
         config.option.seed = random.SystemRandom().randrange(2**31)
-    hypothesis.core.global_force_seed = config.option.seed
+    if hypothesis is not None:
+        hypothesis.core.global_force_seed = config.option.seed
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -50,10 +57,14 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every back end in turn, in force during the test; skipped with the reason where it cannot run."""
+    """Every back end in turn, in force during the test; skipped with the reason where it cannot run.
+
+    Tensors that the test makes without naming a device are made on the back end's.
+    """
     if reason := xa.ops.unavailable(request.param):
         pytest.skip(reason)
-    with xa.use_backend(request.param):
+    device = BACKENDS[request.param]
+    with xa.use_backend(request.param), nullcontext() if device == "cpu" else torch.device(device):
         yield request.param
 
 
