@@ -112,10 +112,8 @@ def tasks(options: argparse.Namespace) -> list[Any]:
     found = [Task("peaks", **common)]
     for kind, chosen in names.items():
         compiled = options.compile and kind == "step"
-        names_here = known[kind] if chosen is None else chosen
-        found += [
-            Task(kind, name, dtype, compiled=compiled, **common) for dtype in options.dtypes for name in names_here
-        ]
+        pairs = itertools.product(options.dtypes, known[kind] if chosen is None else chosen)
+        found += [Task(kind, name, dtype, compiled=compiled, **common) for dtype, name in pairs]
     return found
 
 

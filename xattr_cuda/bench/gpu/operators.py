@@ -1,4 +1,4 @@
-"""Every operator on the device: the back end in force against the reference, and its share of the device's peak."""
+"""Every operator on the device: against the nearest that PyTorch has, and its share of what the device can do."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from ... import ops
@@ -34,6 +35,7 @@ FULL = Sizes()  # beyond every cache
 SMALL = Sizes((64, 100), (32, 48, 40), (2, 3, 8, 8), (16, 24, 24, 1), 64, 1000)  # of a rehearsal on the CPU
 WINDOWS = ((2, 2), (2, 2), (0, 0), (1, 1))
 REPEATS = 5  # calls of a graph
+FUSED = "fused"
 
 Arguments = tuple[Any, ...]
 
@@ -94,6 +96,52 @@ ARGUMENTS: dict[str, Callable[[str, Sizes, torch.dtype, str], Arguments]] = {
 """From an operator's name, sizes, dtype and device to the arguments that it is timed with."""
 
 
+def _unpacked(bits: Tensor, columns: int) -> Tensor:
+    """The mask as PyTorch would keep it, bool [rows, columns]."""
+    places = torch.arange(32, device=bits.device, dtype=torch.int32)
+    return ((bits.unsqueeze(-1) >> places) & 1).flatten(-2)[..., :columns].bool()
+
+
+def _places(idx: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Places in the flattened image, int64 [B, C, n], of indices into windows of WINDOWS."""
+    (kh, kw), (sh, sw) = WINDOWS[0], WINDOWS[1]
+    k = idx.long()
+    row = torch.arange(idx.shape[2], device=idx.device).view(-1, 1) * sh + k // kw % kh
+    column = torch.arange(idx.shape[3], device=idx.device) * sw + k % kw
+    return row * shape[3] + column
+
+
+def pytorch(op: str, arguments: Arguments) -> Call | None:
+    """The nearest that PyTorch has, masks as bool and indices of pooling as int64; None where it has nothing."""
+    if op in ("relu_mask", "add_relu_mask"):
+        return (lambda: F.relu(arguments[0])) if op == "relu_mask" else lambda: F.relu(arguments[0] + arguments[1])
+    if op == "linear_relu_mask":
+        return lambda: F.relu(F.linear(*arguments))
+    if op == "dual_weight_grad":
+        delta, h, g, v = arguments
+        return lambda: torch.addmm(delta.T @ h, g.T, v)
+    if op == "max_pool":
+        return lambda: F.max_pool2d(arguments[0], *WINDOWS, return_indices=True)
+    if op == "gini":
+        return lambda: torch.sort(arguments[0])
+    if op == "mask_mul":
+        mask = _unpacked(arguments[1], arguments[0].shape[-1])
+        return lambda: arguments[0] * mask
+    if op == "matmul_mask":
+        mask = _unpacked(arguments[2], arguments[1].shape[-1])
+        return lambda: (arguments[0] @ arguments[1]) * mask
+    if op == "pool_pull":
+        g, idx, shape = arguments[:3]
+        places, like = _places(idx, shape), g.new_empty(shape)
+        backward = torch.ops.aten.max_pool2d_with_indices_backward.default
+        return lambda: backward(g, like, *WINDOWS, False, places)
+    if op == "pool_push":
+        v, idx = arguments[:2]
+        places = _places(idx, v.shape).flatten(2)
+        return lambda: v.flatten(2).gather(2, places)
+    return None
+
+
 def moved_bytes(arguments: Arguments, results: Any) -> int:
     """Bytes of all tensors among them, each once: the least that an operator reads and writes."""
     return sum(t.nbytes for t in tree_leaves((arguments, results)) if isinstance(t, Tensor))
@@ -101,7 +149,7 @@ def moved_bytes(arguments: Arguments, results: Any) -> int:
 
 def shares(op: str, arguments: Arguments, results: Any, seconds: float, peaks: dict[str, float]) -> tuple[float, str]:
     """The larger of the shares of bandwidth and of products that a call in so many seconds attains, and its name."""
-    found = {"of copy": moved_bytes(arguments, results) / seconds / peaks[COPY]}
+    found = {"of copy": moved_bytes(arguments, results) / seconds / peaks.get(COPY, float("inf"))}
     if op in FORMULAS:
         dtype = next(t.dtype for t in tree_leaves(arguments) if isinstance(t, Tensor))
         name, peak = product_peak(peaks, dtype)
@@ -110,17 +158,7 @@ def shares(op: str, arguments: Arguments, results: Any, seconds: float, peaks: d
     return found[of], of
 
 
-def _calls(op: str, arguments: Arguments) -> dict[str, Call]:
-    function = getattr(ops, op)
-
-    def on_reference() -> object:
-        with ops.use_backend("reference"):
-            return function(*arguments)
-
-    return {"reference": on_reference, "fused": lambda: function(*arguments)}
-
-
-def _agree(op: str, got: Any, want: Any) -> str:
+def _disagreement(got: Any, want: Any) -> str:
     """Why two results of an operator cannot be those of one function; empty if they can.
 
     The tests hold the operators to their errors. Here a kernel that is wrong at this size alone is kept from a figure:
@@ -136,23 +174,28 @@ def _agree(op: str, got: Any, want: Any) -> str:
 
 
 def measure(op: str, dtype: torch.dtype, peaks: dict[str, float], rounds: int, device: str) -> list[Row]:
-    """The rows of an operator at a dtype: its reference on the device, and what runs there by default."""
+    """The rows of an operator at a dtype: PyTorch's nearest, else the reference, and what runs by default there."""
     short = str(dtype).removeprefix("torch.")
-    rows = {name: Row("operator", op, short, name) for name in ("reference", "fused")}
     if op not in ARGUMENTS:
-        return [Row("operator", op, short, "fused", failed="it has no arguments in bench/gpu/operators.py")]
+        return [Row("operator", op, short, FUSED, failed="it has no arguments in bench/gpu/operators.py")]
     with torch.no_grad():
         torch.manual_seed(0)
-        arguments = ARGUMENTS[op](op, SMALL if device == "cpu" else FULL, dtype, device)
-        calls = _calls(op, arguments)
-        results = {name: call() for name, call in calls.items()}
-        if why := _agree(op, results["fused"], results["reference"]):
-            rows["fused"].failed = why
-            del calls["fused"]
+        arguments, function = ARGUMENTS[op](op, SMALL if device == "cpu" else FULL, dtype, device), getattr(ops, op)
+
+        def reference() -> Any:
+            with ops.use_backend("reference"):
+                return function(*arguments)
+
+        near = pytorch(op, arguments)
+        calls: dict[str, Call] = {"reference": reference} if near is None else {"PyTorch": near}
+        rows = {name: Row("operator", op, short, name) for name in (*calls, FUSED)}
+        results = function(*arguments)
+        if why := _disagreement(results, reference()):
+            rows[FUSED].failed = why
+        else:
+            calls[FUSED] = lambda: function(*arguments)
         time_rows(rows, calls, rounds, device, REPEATS)
-        for name in calls:
-            row = rows[name]
-            seconds = row.graph_seconds or row.seconds
-            if seconds:
-                row.share, row.of = shares(op, arguments, results[name], seconds, peaks)
+        row = rows[FUSED]
+        if seconds := row.graph_seconds or row.seconds:
+            row.share, row.of = shares(op, arguments, results, seconds, peaks)
     return list(rows.values())

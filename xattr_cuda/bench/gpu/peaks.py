@@ -55,9 +55,12 @@ def measure(device: str) -> dict[str, float]:
 
 
 def product_peak(peaks: dict[str, float], dtype: torch.dtype) -> tuple[str, float]:
-    """The name and the FLOPs a second that products of a dtype may reach at the precision now in force."""
+    """The name and the FLOPs a second that products of a dtype may reach at the precision now in force.
+
+    Infinite where no peak was measured, so that shares are zero.
+    """
     if dtype == torch.float32:
         name = "fp32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
     else:
         name = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
-    return name, peaks[name]
+    return name, peaks.get(name, float("inf"))
