@@ -5,7 +5,7 @@ found without a GPU.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -37,14 +37,12 @@ def configs(operator: str, architecture: str) -> tuple[Config, ...]:
     return entries.get(architecture, entries.get("", ()))
 
 
-def users(operator: str, config: Config) -> tuple[str, ...]:
-    """The architectures on which an operator may run with a configuration."""
-    return tuple(arch for arch in ARCHITECTURES if config in configs(operator, arch))
-
-
-def all_configs(operator: str) -> tuple[Config, ...]:
-    """Every configuration of an operator, once."""
-    return tuple(dict.fromkeys(config for arch in ARCHITECTURES for config in configs(operator, arch)))
+def by_config(choose: Callable[[str], Config]) -> list[tuple[Config, tuple[str, ...]]]:
+    """What `choose` picks for the architectures: every configuration, with those that it is picked for."""
+    found: dict[Config, list[str]] = {}
+    for arch in ARCHITECTURES:
+        found.setdefault(choose(arch), []).append(arch)
+    return [(config, tuple(archs)) for config, archs in found.items()]
 
 
 def architecture(device: torch.device) -> str:

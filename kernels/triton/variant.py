@@ -4,10 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from .configs import ARCHITECTURES, Config
 
-POINTERS = {"fp32": "*fp32", "bf16": "*bf16", "fp16": "*fp16"}
-"""Name of a served dtype in a variant: the type of a pointer to it in a Triton signature."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The dtypes that kernels serve, by the name that they have in a variant."""
+
+POINTERS = {name: f"*{name}" for name in DTYPES}
+"""The type of a pointer to them in a Triton signature."""
 
 
 @dataclass(frozen=True)
