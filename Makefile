@@ -11,7 +11,7 @@ SOURCES := setup.py pyproject.toml requirements-dev.txt $(shell find csrc kernel
 CXX_FILES := $(shell find csrc kernels -name '*.cpp' -o -name '*.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench gpu-check clean
+.PHONY: help install demo test lint format bench gpu-check kernel-report clean
 
 help:  ## Say what the targets do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
@@ -46,6 +46,9 @@ format: $(STAMP)  ## Rewrite the sources in the project's style
 bench: $(STAMP)  ## Time every case and operator, renew the figures of README.md and docs/ (long, for torch.compile; BENCH= leaves it out: ten minutes)
 	$(BIN)/xattr-cuda bench --case all --memory --count --scaling $(BENCH) --output build/bench --readme README.md
 	$(BIN)/python -m pytest benchmarks/operators.py --benchmark-only --benchmark-columns=median,iqr,rounds
+
+kernel-report: $(STAMP)  ## Compile every Triton kernel for every architecture, without a GPU: registers, spills, instructions
+	PYTHONPATH=tests $(BIN)/python -m gpuless.kernel_report --output build/kernel-report.json
 
 gpu-check:  ## On a machine with a GPU, torch and triton, without network or .venv: build, test and time there (under 8 minutes)
 	$(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)

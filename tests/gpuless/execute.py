@@ -3,6 +3,7 @@
 A register is one array over all threads of a few blocks.  The lowest program counter runs first, so diverged
 threads meet again at the join; a block barrier opens when every live thread of the block waits at one.
 """
+
 import struct
 
 import numpy as np
@@ -12,7 +13,7 @@ from .operations import Ops, reject_modifiers
 from .ptx import SINT, UINT, PtxError, dtype, width
 from .warp import WarpOps
 
-TRITON_SCRATCH = 2      # Triton appends two scratch pointers that callers may leave out (passed as null)
+TRITON_SCRATCH = 2  # Triton appends two scratch pointers that callers may leave out (passed as null)
 
 
 class Run(Ops, WarpOps, Memory):
@@ -71,7 +72,7 @@ class Run(Ops, WarpOps, Memory):
             return ~self.get(name[1:], "pred")
         if name in self.kernel.regs:
             r = self.regs.get(name)
-            if r is None:                                   # never written: zeros
+            if r is None:  # never written: zeros
                 rt = self.kernel.regs[name]
                 r = self.regs[name] = np.zeros(self.T, bool if rt == "pred" else UINT[width(rt)])
         elif name in self.special_regs:
@@ -171,7 +172,7 @@ class Run(Ops, WarpOps, Memory):
                 pc[act] = c + 1
                 state[on] = self.WAITING
                 return steps
-            if on.any() and op != "bar":                    # bar.warp.sync: lanes already run in lockstep
+            if on.any() and op != "bar":  # bar.warp.sync: lanes already run in lockstep
                 self._step(x, on)
             c += 1
             if c >= limit:

@@ -13,6 +13,7 @@ one warp against each other (a missing __syncwarp), shared-memory atomics.
 cp.async: data becomes visible as late as the wait instructions allow; until then the bytes are poisoned
 and any access to them is an error.
 """
+
 import ctypes
 import re
 
@@ -21,7 +22,7 @@ import numpy as np
 from .ptx import PtxError
 
 SHARED = {"shared", "shared_cta"}
-_MANY = -2          # "more than one warp"
+_MANY = -2  # "more than one warp"
 
 
 def as_bytes(buffer):
@@ -49,10 +50,10 @@ class Memory:
         self.shared = np.full(n, 0xFF, np.uint8)
         self.write_epoch, self.write_warp = np.full(n, -1, np.int32), np.full(n, -1, np.int32)
         self.read_epoch, self.read_warp = np.full(n, -1, np.int32), np.full(n, -1, np.int32)
-        self.in_flight = np.zeros(n, bool)                  # target of a cp.async nobody has waited for
+        self.in_flight = np.zeros(n, bool)  # target of a cp.async nobody has waited for
         self.epoch = np.zeros(self.B, np.int32)
-        self.copies = []                                    # cp.async: (threads, shared index, data, group)
-        self.committed = np.zeros(self.T, np.int64)         # cp.async groups committed so far, per thread
+        self.copies = []  # cp.async: (threads, shared index, data, group)
+        self.committed = np.zeros(self.T, np.int64)  # cp.async groups committed so far, per thread
 
     def map_buffer(self, buffer):
         """Give a buffer its window; returns its device address."""

@@ -3,6 +3,7 @@ operations.
 
 Every value is a numpy array over all threads; a handler i_<op>(x, act) writes only the threads in `act`.
 """
+
 import re
 
 import numpy as np
@@ -30,15 +31,21 @@ def f32_to_tf32(f):
 
 
 def compare(name, a, b):
-    """setp comparison; 'lo ls hi hs' are the unsigned names, a trailing 'u' means true if unordered."""
+    """Setp comparison; 'lo ls hi hs' are the unsigned names, a trailing 'u' means true if unordered."""
     nan = np.isnan(a) | np.isnan(b) if a.dtype.kind == "f" else np.zeros(np.broadcast(a, b).shape, bool)
     if name in ("num", "nan"):
         return nan if name == "nan" else ~nan
     unordered = len(name) == 3
     base = name[:2]
     base = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}.get(base, base)
-    v = {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
-         "ge": np.greater_equal}[base](a, b)
+    v = {
+        "eq": np.equal,
+        "ne": np.not_equal,
+        "lt": np.less,
+        "le": np.less_equal,
+        "gt": np.greater,
+        "ge": np.greater_equal,
+    }[base](a, b)
     if unordered:
         return v | nan
     return v & ~nan if base == "ne" else v
@@ -70,13 +77,13 @@ class Ops:
     def i_mov(self, x, act):
         dst, src = x.args
         whole = width(x.ty)
-        if isinstance(src, list):                           # pack
+        if isinstance(src, list):  # pack
             w = whole // len(src)
             v = np.zeros(self.T, UINT[whole])
             for i, s in enumerate(src):
                 v |= self.get(s, f"u{w}").astype(v.dtype) << v.dtype.type(i * w)
             self.put(dst, v, act)
-        elif isinstance(dst, list):                         # unpack
+        elif isinstance(dst, list):  # unpack
             w = whole // len(dst)
             v = self.get(src, f"u{whole}")
             for i, d in enumerate(dst):
@@ -95,7 +102,7 @@ class Ops:
         n = width(x.ty) // 8
         raw = self.load(bool(x.mods & SHARED), self.addr(src), n * len(dst), act, x)
         for i, d in enumerate(dst):
-            self.put(d, np.ascontiguousarray(raw[:, i * n:(i + 1) * n]).view(dtype(x.ty))[:, 0], act)
+            self.put(d, np.ascontiguousarray(raw[:, i * n : (i + 1) * n]).view(dtype(x.ty))[:, 0], act)
 
     def load_param(self, src, ty):
         value = np.full(self.T, self.params[re.match(r"\[\s*([\w$]+)", src)[1]])
@@ -118,8 +125,16 @@ class Ops:
 
     def atomic(self, x, act, dst, mem, operands):
         n, ty = width(x.ty) // 8, dtype(x.ty)
-        functions = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and,
-                     "or": np.bitwise_or, "xor": np.bitwise_xor, "exch": lambda old, new: new, "cas": None}
+        functions = {
+            "add": np.add,
+            "min": np.minimum,
+            "max": np.maximum,
+            "and": np.bitwise_and,
+            "or": np.bitwise_or,
+            "xor": np.bitwise_xor,
+            "exch": lambda old, new: new,
+            "cas": None,
+        }
         name = next((q for q in x.op[1:] if q in functions), None)
         if name is None or x.ty in PACKED or x.ty == "bf16":
             raise PtxError("not emulated: " + x.text)
@@ -131,7 +146,7 @@ class Ops:
             parts = self.global_split(a, n, act, x)
         for buf, threads, offset in parts:
             view = buf[: buf.size // n * n].view(ty)
-            for t, j in zip(threads, offset // n):          # one at a time, in thread order
+            for t, j in zip(threads, offset // n):  # one at a time, in thread order
                 old[t] = view[j]
                 if name == "cas":
                     view[j] = values[1][t] if view[j] == values[0][t] else view[j]
@@ -142,7 +157,7 @@ class Ops:
 
     # ---- arithmetic ----
     def apply(self, x, act, f):
-        """dst = f(sources); bfloat16 and packed halves are computed in float32 and rounded once."""
+        """Dst = f(sources); bfloat16 and packed halves are computed in float32 and rounded once."""
         dst, src, ty = x.args[0], x.args[1:], x.ty
         if ty in PACKED:
             halves = [self.get(s, ty).view(np.uint16).reshape(-1, 2) for s in src]
@@ -164,7 +179,7 @@ class Ops:
     def i_sub(self, x, act):
         self.apply(x, act, np.subtract)
 
-    def i_min(self, x, act):                                # without .NaN the number wins over NaN
+    def i_min(self, x, act):  # without .NaN the number wins over NaN
         self.apply(x, act, np.fmin if is_float(x.ty) and "NaN" not in x.mods else np.minimum)
 
     def i_max(self, x, act):
@@ -193,9 +208,10 @@ class Ops:
 
     def i_div(self, x, act):
         def truncating(u, v):
-            a, b = u.astype(object), v.astype(object)       # object: no overflow for INT_MIN
+            a, b = u.astype(object), v.astype(object)  # object: no overflow for INT_MIN
             q = np.abs(a) // np.maximum(np.abs(b), 1) * np.sign(a) * np.sign(b)
             return np.where(v == 0, -1, q.astype(dtype(x.ty)))
+
         self.apply(x, act, np.divide if is_float(x.ty) else truncating)
 
     def i_rem(self, x, act):
@@ -238,7 +254,7 @@ class Ops:
     def i_shr(self, x, act):
         v, s, w = self.get(x.args[1], x.ty), self.get(x.args[2], "u32").astype(np.int64), width(x.ty)
         shifted = v >> np.minimum(s, w - 1).astype(v.dtype)
-        gone = (s >= w) & (v.dtype.kind == "u")             # signed: the sign fills
+        gone = (s >= w) & (v.dtype.kind == "u")  # signed: the sign fills
         self.put(x.args[0], np.where(gone, v.dtype.type(0), shifted).astype(v.dtype), act)
 
     def i_shf(self, x, act):
@@ -268,7 +284,7 @@ class Ops:
         self.put(x.args[0], ((base & ~mask) | ((src << pos) & mask)).astype(UINT[w]), act)
 
     def i_prmt(self, x, act):
-        if x.ty != "b32":                                   # .f4e, .b4e, ... modes
+        if x.ty != "b32":  # .f4e, .b4e, ... modes
             raise PtxError("not emulated: " + x.text)
         lo, hi, sel = (self.get(o, "u32").astype(U64) for o in x.args[1:4])
         v, r = (hi << U64(32)) | lo, np.zeros(self.T, U64)
@@ -363,7 +379,7 @@ class Ops:
         """Float to integer clamps to the range (NaN gives 0)."""
         info = np.iinfo(dtype(to))
         v = np.clip(np.nan_to_num(v.astype(np.float64)), float(info.min), float(info.max))
-        if width(to) == 64:                                 # float64 cannot hold the 64-bit maximum
+        if width(to) == 64:  # float64 cannot hold the 64-bit maximum
             v = np.where(v >= float(info.max), info.max, v.astype(dtype(to)))
         return v
 

@@ -3,6 +3,7 @@
 Only what compilers emit for one kernel is understood: `.entry` with parameters, `.shared` arrays (static and
 extern), `.reg` declarations, labels, predicated instructions.  Anything else raises PtxError.
 """
+
 import re
 from dataclasses import dataclass, field
 
@@ -34,7 +35,7 @@ def width(ty):
 
 
 def dtype(ty):
-    """numpy dtype used to hold a PTX type."""
+    """Numpy dtype used to hold a PTX type."""
     w = width(ty)
     if w == 1:
         return np.dtype(bool)
@@ -44,13 +45,14 @@ def dtype(ty):
 @dataclass
 class Ins:
     """One instruction: `@pred op[0].op[1]... args`; vector operands are lists of names."""
+
     text: str
     pred: str | None
     neg: bool
     op: list
     args: list
-    target: int | None = None       # index of the branch target
-    ty: str = field(init=False)     # last suffix, usually the operand type
+    target: int | None = None  # index of the branch target
+    ty: str = field(init=False)  # last suffix, usually the operand type
     mods: frozenset = field(init=False)
 
     def __post_init__(self):
@@ -69,11 +71,11 @@ class Param:
 class Kernel:
     name: str
     params: list
-    regs: dict          # register name -> type
-    shared: dict        # shared symbol -> byte offset
-    shared_size: int    # static shared bytes; dynamic shared memory starts here
+    regs: dict  # register name -> type
+    shared: dict  # shared symbol -> byte offset
+    shared_size: int  # static shared bytes; dynamic shared memory starts here
     code: list
-    threads: int | None    # .reqntid / .maxntid, if the kernel has one
+    threads: int | None  # .reqntid / .maxntid, if the kernel has one
 
 
 def parse(ptx, entry=None):
@@ -102,7 +104,7 @@ def _body(ptx, start):
     while depth:
         depth += {"{": 1, "}": -1}.get(ptx[end], 0)
         end += 1
-    return re.sub(r"^\s*\.(loc|file|pragma)\b[^\n]*$", "", ptx[start:end - 1], flags=re.M)
+    return re.sub(r"^\s*\.(loc|file|pragma)\b[^\n]*$", "", ptx[start : end - 1], flags=re.M)
 
 
 def _params(text):
@@ -147,7 +149,7 @@ def _strip_labels(st, labels, here):
     while m := re.match(r"[{}]\s*|([\w$]+):(?!:)\s*", st):
         if m[1]:
             labels[m[1]] = here
-        st = st[m.end():]
+        st = st[m.end() :]
     return st
 
 
@@ -156,7 +158,7 @@ def _registers(st):
     for name in names.split(","):
         name = name.strip()
         many = re.match(r"([%\w$]+)<(\d+)>", name)
-        for n in ([f"{many[1]}{j}" for j in range(int(many[2]))] if many else [name]):
+        for n in [f"{many[1]}{j}" for j in range(int(many[2]))] if many else [name]:
             yield n, ty
 
 

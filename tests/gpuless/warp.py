@@ -2,6 +2,7 @@
 
 All of them require every live lane of their member mask to be executing them; if not, that is an error.
 """
+
 import re
 
 import numpy as np
@@ -41,9 +42,8 @@ class WarpOps:
         v = self.get(x.args[1], "u32")
         b, c = (self.get(o, "u32").astype(np.int64) for o in x.args[2:4])
         segment, clamp, lane, mode = (c >> 8) & 31, c & 31, self.lane, x.op[2]
-        last = (lane & segment) | (clamp & ~segment)        # for .up this is the lowest lane allowed
-        src = {"up": lane - b, "down": lane + b, "bfly": lane ^ b,
-               "idx": (lane & segment) | (b & ~segment)}[mode]
+        last = (lane & segment) | (clamp & ~segment)  # for .up this is the lowest lane allowed
+        src = {"up": lane - b, "down": lane + b, "bfly": lane ^ b, "idx": (lane & segment) | (b & ~segment)}[mode]
         ok = src >= last if mode == "up" else src <= last
         src = np.where(ok, src, lane) & 31
         for d, value in zip(x.args[0].split("|"), (self.by_warp(v)[self.warp, src], ok)):
@@ -70,8 +70,14 @@ class WarpOps:
         self.require_converged(x, act, mask)
         if (mask[act] != ALL_LANES).any() or (self.lane_bits(act)[act] != ALL_LANES).any():
             raise PtxError("not emulated with a partial mask: " + x.text)
-        f = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
-             "xor": np.bitwise_xor}[x.op[2]]
+        f = {
+            "add": np.add,
+            "min": np.minimum,
+            "max": np.maximum,
+            "and": np.bitwise_and,
+            "or": np.bitwise_or,
+            "xor": np.bitwise_xor,
+        }[x.op[2]]
         v = self.get(x.args[1], x.ty)
         self.put(x.args[0], f.reduce(self.by_warp(v), axis=1).astype(v.dtype)[self.warp], act)
 
@@ -119,12 +125,12 @@ class WarpOps:
     def fragment(self, regs, row_blocks, k, ty):
         """(warps, 8 * row_blocks, k) float64 matrix that the lanes' registers hold (PTX fragment layout)."""
         r = self.by_warp(np.stack([self.get(q, "u32") for q in regs], 1))
-        if ty == "tf32":                                    # the hardware ignores the low 13 bits
+        if ty == "tf32":  # the hardware ignores the low 13 bits
             e = (r & U32(0xFFFFE000)).view(np.float32)[..., None]
         else:
             h = np.stack([r & U32(0xFFFF), r >> U32(16)], -1).astype(np.uint16)
             e = h.view(np.float16) if ty == "f16" else bf16_to_f32(h)
-        per = e.shape[-1]                                   # elements per register
+        per = e.shape[-1]  # elements per register
         group, quad = np.arange(32) >> 2, np.arange(32) & 3
         m = np.zeros((r.shape[0], 8 * row_blocks, k), np.float64)
         for j in range(len(regs)):
