@@ -21,7 +21,7 @@ def reject_modifiers(x: Instruction) -> None:
         bad = {"sat"} | ({"rz", "rm", "rp"} if is_float(x.kind) else set())
     elif x.op[-2] not in PACKED:
         bad = {"rz", "rm", "rp", "relu"} | ({"sat"} if not is_float(x.kind) else set())
-    if x.modifiers & bad or (x.op[0] in ("set", "setp", "ex2", "tanh") and x.kind in PACKED):
+    if x.modifiers & bad or (x.op[0] in ("set", "ex2", "tanh") and x.kind in PACKED):
         raise PtxError("not emulated: " + x.text)
 
 
@@ -47,9 +47,17 @@ class Conversions(Machine):
         return compare(x.op[1], *((bf16_to_f32(a), bf16_to_f32(b)) if x.kind == "bf16" else (a, b)))
 
     def i_setp(self, x: Instruction, active: Array) -> None:
-        """setp.comparison[.combination] p[|q], a, b[, c]: p of the comparison and c, q of its opposite and c."""
-        found = self._compared(x)
-        other = ~found
+        """setp.comparison[.combination] p[|q], a, b[, c]: p of the comparison and c, q of its opposite and c.
+
+        Of pairs, p of the low halves and q of the high ones.
+        """
+        if x.kind in PACKED:
+            halves = [np.ascontiguousarray(self.get(name, x.kind)).view(np.uint16) for name in x.args[1:3]]
+            values = [h.view(np.float16) if x.kind == "f16x2" else bf16_to_f32(h) for h in halves]
+            found, other = compare(x.op[1], *values).reshape(-1, 2).T
+        else:
+            found = self._compared(x)
+            other = ~found
         if len(x.args) > 3:
             combine, c = _COMBINATIONS[x.op[2]], self.get(x.args[3], "pred")
             found, other = combine(found, c), combine(other, c)

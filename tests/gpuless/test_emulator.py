@@ -108,12 +108,16 @@ def without_barrier(text, i):
 
 
 def redundant(text, i):
-    """Whether around a barrier no shared memory is written, no copy issued, and none waited for anew."""
+    """Whether around a barrier copies are issued at most; or, no shared memory written and no copy waited for anew."""
     parts = BARRIER.split(text)
-    writes = re.compile(r"st\.shared|cp\.async\.(?:c[ag]|commit)|atom\.shared|red\.shared")
+    before, after = parts[i], parts[i + 1]
+    accesses = re.compile(r"(?:ld|st|atom|red)\.shared|ldmatrix")
+    if not accesses.search(before) and not accesses.search(after):
+        return True
+    writes = re.compile(r"(?:st|atom|red)\.shared|cp\.async\.(?:c[ag]|commit)")
     waits = [re.findall(r"cp\.async\.wait_group\s+(\d+)", part) for part in parts]
     nothing_lands = not waits[i] or (waits[i - 1] and min(waits[i]) >= min(waits[i - 1]))
-    return i > 0 and not writes.search(parts[i]) and not writes.search(parts[i + 1]) and nothing_lands
+    return i > 0 and not writes.search(before) and not writes.search(after) and nothing_lands
 
 
 def test_a_removed_barrier_is_found_out():
@@ -277,6 +281,22 @@ def test_a_view_starts_where_it_starts():
     run_kernel("st.global.u32 [%rd2], %r1;", base[8:])
     assert torch.equal(base[8:], torch.arange(32, dtype=torch.int32))
     assert not base[:8].any()
+
+
+@pytest.mark.parametrize("kind", ["f16x2", "bf16x2"])
+def test_comparison_of_pairs(kind, seed):
+    dtype = torch.float16 if kind == "f16x2" else torch.bfloat16
+    pairs = torch.randn(32, 2).to(dtype)
+    pairs[0] = float("nan")
+    body = f"""ld.global.u32 %r4, [%rd2];
+mov.b32 %r5, 0;
+setp.gt.{kind} %p1|%p2, %r4, %r5;
+selp.u32 %r6, 1, 0, %p1;
+selp.u32 %r7, 2, 0, %p2;
+add.u32 %r6, %r6, %r7;
+st.global.u32 [%rd2], %r6;"""
+    found = run_kernel(body, pairs.clone()).view(torch.int32)[:, 0]
+    assert torch.equal(found, (pairs[:, 0] > 0).int() + 2 * (pairs[:, 1] > 0).int())
 
 
 INTEGER = {
