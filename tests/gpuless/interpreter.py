@@ -179,7 +179,7 @@ def interpreted() -> Iterator[None]:
 
 @functools.cache
 def unusable() -> str:
-    """Why this Triton's interpreter cannot run kernels here, such as with a numpy newer than itself; empty if it can."""
+    """Why this Triton's interpreter cannot run here, as with a numpy that is newer than it; empty if it can."""
     tensors = samples.linear_tensors(1, 32, 16, torch.float32)
     try:
         with interpreted():
