@@ -1,16 +1,22 @@
 """Triton kernels and their launchers: one file an operator, the twin of `kernels/reference`. Importing needs Triton.
 
 A launcher has its operator's name and signature, takes tensors that have passed the operator's checks, launches on the
-current stream of their device, and waits for nothing. What it does not serve, float64 above all, is for the caller to
-send to the reference (`xattr_cuda/ops/gpu.py`).
+current stream of their device, and waits for nothing. It serves fp32, bf16 and fp16. For what else it does not serve it
+returns NotImplemented, and its caller (`xattr_cuda/ops/gpu.py`) goes to the reference.
 """
 
 from .add_relu_mask import add_relu_mask
 from .mask_mul import mask_mul
+from .max_pool import max_pool
+from .pool_pull import pool_pull
+from .pool_push import pool_push
 from .relu_mask import relu_mask
 
 __all__ = [
     "add_relu_mask",
     "mask_mul",
+    "max_pool",
+    "pool_pull",
+    "pool_push",
     "relu_mask",
 ]

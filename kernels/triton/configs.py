@@ -27,7 +27,9 @@ class Config:
 
 _TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
     # operator: architecture, or "" for all that are not named: its configurations, which the launcher chooses from
-    "elementwise": {"": (Config("w64", {"WORDS": 64}, 4), Config("w128", {"WORDS": 128}, 4))},  # 4-byte, 2-byte values
+    # Of values of four and of two bytes, so that a thread moves 16 bytes at once of either.
+    "elementwise": {"": (Config("w64", {"WORDS": 64}, 4), Config("w128", {"WORDS": 128}, 4))},
+    "pool": {"": (Config("e512", {"ELEMENTS": 512}, 4), Config("e1024", {"ELEMENTS": 1024}, 4))},
 }
 
 
