@@ -6,16 +6,22 @@ returns NotImplemented, and its caller (`xattr_cuda/ops/gpu.py`) goes to the ref
 """
 
 from .add_relu_mask import add_relu_mask
+from .gini import gini
 from .mask_mul import mask_mul
 from .max_pool import max_pool
+from .mlp_attribute import mlp_attribute
+from .mlp_attribute_backward import mlp_attribute_backward
 from .pool_pull import pool_pull
 from .pool_push import pool_push
 from .relu_mask import relu_mask
 
 __all__ = [
     "add_relu_mask",
+    "gini",
     "mask_mul",
     "max_pool",
+    "mlp_attribute",
+    "mlp_attribute_backward",
     "pool_pull",
     "pool_push",
     "relu_mask",

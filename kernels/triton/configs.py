@@ -30,6 +30,14 @@ _TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
     # Of values of four and of two bytes, so that a thread moves 16 bytes at once of either.
     "elementwise": {"": (Config("w64", {"WORDS": 64}, 4), Config("w128", {"WORDS": 128}, 4))},
     "pool": {"": (Config("e512", {"ELEMENTS": 512}, 4), Config("e1024", {"ELEMENTS": 1024}, 4))},
+    "gini": {"": (Config("b1024", {"BLOCK": 1024}, 4),)},
+    # Of four-byte and of two-byte values.
+    "perceptron": {
+        "": (
+            Config("64x64x32", {"ROWS": 64, "BLOCK": 64, "STEP": 32}, 4, 2),
+            Config("64x64x64", {"ROWS": 64, "BLOCK": 64, "STEP": 64}, 4, 2),
+        )
+    },
 }
 
 

@@ -157,6 +157,8 @@ def _parsed(digest: str, name: str) -> ptx.Kernel:
 
 def _flattened(kind: Any, value: Any) -> list[Any]:
     """The kernel parameters that one argument becomes."""
+    if isinstance(kind, tuple):
+        return [one for k, v in zip(kind, value, strict=True) for one in _flattened(k, v)]
     if kind == "constexpr":
         return []
     if isinstance(kind, str) and kind.startswith("tensordesc"):

@@ -1,0 +1,166 @@
+"""What the two kernels of a whole perceptron share: products of a tile of rows, activations, and the choice of sizes.
+
+A program takes rows of the batch through all layers. The values of its rows pass from layer to layer through a scratch
+of its own, written and read by one block between barriers and used again for its next rows, so that it stays in the
+second-level cache. Layers count from 1 and 0 is the input, as in section 2 of the design; tuples by layer hold None
+where nothing is wanted.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..reference.bits import words
+from . import bits as packing
+from .configs import Config, architecture, configs
+
+WIDEST, DEEPEST = 256, 8  # of the networks that one launch serves; others go layer by layer
+
+
+@triton.jit
+def product(
+    in_ptr, in_stride, weight_ptr, along, across, valid, start,
+    DEPTH: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """in [valid, DEPTH] times a weight [DEPTH, COUNT]: the columns start .. start + BLOCK, fp32 [ROWS, BLOCK].
+
+    along, across: the strides of the weight, so that it may be a transpose. What does not exist counts as zero.
+    """
+    row = tl.arange(0, ROWS)
+    column = start + tl.arange(0, BLOCK)
+    total = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+    for first in range(0, DEPTH, STEP):
+        k = first + tl.arange(0, STEP)
+        left = tl.load(
+            in_ptr + row[:, None] * in_stride + k[None, :], mask=(row[:, None] < valid) & (k[None, :] < DEPTH), other=0
+        )
+        right = tl.load(
+            weight_ptr + k[:, None] * along + column[None, :] * across,
+            mask=(k[:, None] < DEPTH) & (column[None, :] < COUNT),
+            other=0,
+        )
+        total = tl.dot(left, right, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def activate(z, SLOPE: tl.constexpr):
+    """The activation of z and where its derivative is one; the slope of ReLU is None."""
+    if SLOPE is None:
+        positive = (z > 0) | (z != z)
+        h = tl.where(positive, z, 0.0)
+    else:
+        positive = z > 0
+        h = tl.where(positive, z, SLOPE * z)
+    return h, positive
+
+
+@triton.jit
+def masked(t, bits_ptr, valid, start, COUNT: tl.constexpr, SLOPE: tl.constexpr):
+    """m * t for t [ROWS, BLOCK] at the columns start .., and the mask of the tile's first row [valid, COUNT] on."""
+    row = tl.arange(0, t.shape[0])
+    word = start // 32 + tl.arange(0, t.shape[1] // 32)
+    ROW_WORDS: tl.constexpr = (COUNT + 31) // 32
+    place = row[:, None] * ROW_WORDS + word[None, :]
+    mask = packing.unpack(tl.load(bits_ptr + place, mask=(row[:, None] < valid) & (word[None, :] < ROW_WORDS), other=0))
+    if SLOPE is None:
+        found = tl.where(mask, t, 0.0)
+    else:
+        found = tl.where(mask, t, SLOPE * t)
+    return found
+
+
+@triton.jit
+def store_mask(positive, bits_ptr, valid, start, COUNT: tl.constexpr):
+    """Pack where a tile [ROWS, BLOCK] is positive."""
+    row = tl.arange(0, positive.shape[0])
+    word = start // 32 + tl.arange(0, positive.shape[1] // 32)
+    column = start + tl.arange(0, positive.shape[1])
+    ROW_WORDS: tl.constexpr = (COUNT + 31) // 32
+    place = row[:, None] * ROW_WORDS + word[None, :]
+    found = packing.pack(positive & (column[None, :] < COUNT))
+    tl.store(bits_ptr + place, found, mask=(row[:, None] < valid) & (word[None, :] < ROW_WORDS))
+
+
+@triton.jit
+def store_rows(t, out_ptr, stride, valid, start, COUNT: tl.constexpr):
+    """Write a tile [ROWS, BLOCK] at the columns start .. of rows that lie `stride` apart."""
+    row = tl.arange(0, t.shape[0])
+    column = start + tl.arange(0, t.shape[1])
+    keep = (row[:, None] < valid) & (column[None, :] < COUNT)
+    tl.store(out_ptr + row[:, None] * stride + column[None, :], t.to(out_ptr.dtype.element_ty), mask=keep)
+
+
+class Sizes(NamedTuple):
+    """How a network is taken through a kernel. blocks: by layer, columns of a tile of its values."""
+
+    config: Config
+    widths: tuple[int, ...]
+    blocks: tuple[int, ...]
+
+    @property
+    def widest(self) -> int:
+        """Elements of a row of the scratch."""
+        return 16 * triton.cdiv(max(self.widths), 16)
+
+    def constants(self, slopes: Sequence[float | None]) -> dict[str, Any]:
+        """The constants that both kernels have."""
+        return {"SLOPES": tuple(slopes), "WIDTHS": self.widths, "BLOCKS": self.blocks, "WIDEST": self.widest}
+
+
+@functools.lru_cache(1024)
+def sizes(widths: tuple[int, ...], dtype: torch.dtype, arch: str) -> Sizes:
+    """The choice for a network of these widths."""
+    config = configs("perceptron", arch)[0 if dtype.itemsize == 4 else 1]
+    blocks = tuple(min(config.blocks["BLOCK"], max(32, triton.next_power_of_2(n))) for n in widths)
+    return Sizes(config, widths, blocks)
+
+
+def sizes_for(weights: Sequence[Tensor]) -> Sizes:
+    """The choice for these weights where they lie."""
+    first = weights[0]
+    return sizes((first.shape[1], *(w.shape[0] for w in weights)), first.dtype, architecture(first.device))
+
+
+def serves(weights: Sequence[Tensor]) -> bool:
+    """Whether one launch takes rows through all layers: a network of at most DEEPEST layers, none wider than WIDEST."""
+    widths = (weights[0].shape[1], *(w.shape[0] for w in weights))
+    return len(weights) <= DEEPEST and min(widths) > 0 and max(widths) <= WIDEST
+
+
+def kernel_slopes(slopes: Sequence[float]) -> tuple[float | None, ...]:
+    """Slopes by layer, from 0, as the kernels take them: None for ReLU, whose slope the operators call zero."""
+    return (None, *(s or None for s in slopes), None)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of the device; a CPU stands for that of the active Triton driver."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    from triton.runtime.driver import driver
+
+    return int(driver._active.utils.get_device_properties(0)["multiprocessor_count"])
+
+
+def by_layer(layers: Sequence[int], tensors: Sequence[Tensor], count: int) -> tuple[Tensor | None, ...]:
+    """The tensors in the places 0 .. count of their layers."""
+    found: list[Tensor | None] = [None] * (count + 1)
+    for layer, t in zip(layers, tensors, strict=True):
+        found[layer] = t
+    return tuple(found)
+
+
+def new_bits(x: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    """Memory for the masks of values [B, n] of these widths."""
+    return [torch.empty(len(x), words(n), dtype=torch.int32, device=x.device) for n in widths]
+
+
+def row_major(t: Tensor) -> Tensor:
+    """t with unit column stride, rows apart by at least their length."""
+    return t if t.stride(1) == 1 and t.stride(0) >= t.shape[1] else t.contiguous()
