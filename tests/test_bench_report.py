@@ -1,15 +1,13 @@
 """Reports of the benchmark: tables, marked blocks of a file, charts, JSON and the command."""
 
 import json
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from rich.console import Console
 from test_bench import IMAGES, TINY
-from test_cli import PNG, assert_one_line_error, environment, run
+from test_cli import PNG, assert_ctrl_c_is_one_line_and_130, assert_one_line_error, run
 
 from xattr_cuda.bench import charts, markers, measure, report, scaling
 from xattr_cuda.bench.cases import GINI, GROUPS, STEPS
@@ -213,20 +211,4 @@ def test_the_command_renews_what_it_measured_whole(tmp_path, monkeypatch, capsys
 
 
 def test_ctrl_c_is_one_line_and_130(tmp_path):
-    script = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from xattr_cuda.cli import main; main()"
-    )
-    arguments = ["bench", "--case", "paper", "--rounds", "1000000", "--output", "out"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *arguments],
-        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "out").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert stderr == "xattr-cuda: interrupted\n"
+    assert_ctrl_c_is_one_line_and_130("bench", "--case", "paper", "--rounds", "1000000", folder=tmp_path, into_work=2)

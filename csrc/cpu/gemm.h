@@ -102,8 +102,5 @@ std::tuple<at::Tensor, at::Tensor> linear_relu_mask(
 at::Tensor matmul_mask(
     const at::Tensor& t, const at::Tensor& matrix, const std::optional<at::Tensor>& bits,
     const std::optional<at::Tensor>& slope);
-at::Tensor dual_weight_grad(
-    const at::Tensor& delta, const at::Tensor& h, const std::optional<at::Tensor>& g,
-    const std::optional<at::Tensor>& v);
 
 }  // namespace xattr

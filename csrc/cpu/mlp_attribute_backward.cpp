@@ -29,12 +29,8 @@ struct Found {
 
 void by_layers(const Perceptron& net, const Chains& chains, Found& found) {
   at::Tensor delta = chains.delta, v = chains.v;
-  std::vector<bool> begun(net.layers() + 1);
   for (int64_t l = net.layers(); delta.defined() && l >= 1; --l) {
-    if (chains.trained[l]) {
-      found.gradients[l] = transposed_product(delta, chains.h[l]);
-      begun[l] = true;
-    }
+    if (chains.trained[l]) found.gradients[l] = transposed_product(delta, chains.h[l]);
     if (l < chains.down) break;
     delta = cotangent_of(net, l, delta, chains.bits);
   }
@@ -42,7 +38,8 @@ void by_layers(const Perceptron& net, const Chains& chains, Found& found) {
   for (int64_t l = 1; v.defined() && l <= net.layers(); ++l) {
     if (chains.trained[l]) {
       at::Tensor& gradient = found.gradients[l];
-      gradient = begun[l] ? gradient.add_(transposed_product(chains.g[l], v)) : transposed_product(chains.g[l], v);
+      const at::Tensor own = transposed_product(chains.g[l], v);
+      gradient = gradient.defined() ? gradient.add_(own) : own;
     }
     if (l > chains.up) break;
     v = tangent_of(net, l, v, chains.bits);
@@ -101,13 +98,8 @@ void by_whole_gradients(const Perceptron& net, const Chains& chains, const TileP
     if (chains.v.defined()) kept.v[l] = l == 1 ? chains.v : empty(net.width(l - 1));
     if (chains.delta.defined()) kept.delta[l] = l == net.layers() ? chains.delta : empty(net.width(l));
   }
-  at::parallel_for(0, plan.threads, 1, [&](int64_t first_thread, int64_t end_thread) {
-    const TileSweeps sweeps(net, plan.height, up_of(chains));
-    for (int64_t thread = first_thread; thread < end_thread; ++thread) {
-      plan.for_tiles(thread, [&](int64_t begin, int64_t end) {
-        sweep_tile(net, chains, sweeps, begin, end - begin, kept, found, [](int64_t, Rows, Rows) {});
-      });
-    }
+  for_tiles(net, plan, up_of(chains), [&](const TileSweeps& sweeps, int64_t, int64_t begin, int64_t end) {
+    sweep_tile(net, chains, sweeps, begin, end - begin, kept, found, [](int64_t, Rows, Rows) {});
   });
   at::parallel_for(0, plan.threads, 1, [&](int64_t first_thread, int64_t end_thread) {
     for (int64_t l = 1; l <= net.layers(); ++l) {
@@ -135,19 +127,14 @@ void by_summed_gradients(const Perceptron& net, const Chains& chains, const Tile
   }
   const int64_t total = places.back();
   const at::Tensor others = at::empty({plan.threads - 1, total}, net.weights[0].options());
-  at::parallel_for(0, plan.threads, 1, [&](int64_t first_thread, int64_t end_thread) {
-    const TileSweeps sweeps(net, plan.height, up_of(chains));
-    for (int64_t thread = first_thread; thread < end_thread; ++thread) {
-      float* own = thread == 0 ? nullptr : others.mutable_data_ptr<float>() + (thread - 1) * total;
-      std::vector<bool> begun(net.layers() + 1);
-      plan.for_tiles(thread, [&](int64_t begin, int64_t end) {
-        sweep_tile(net, chains, sweeps, begin, end - begin, nothing, found, [&](int64_t l, Rows g, Rows v) {
-          float* sum = own ? own + places[l] : found.gradients[l].mutable_data_ptr<float>();
-          sweeps.gradient(l, end - begin, g, v, sum, begun[l]);
-          begun[l] = true;
-        });
-      });
-    }
+  std::vector<std::vector<bool>> begun(plan.threads, std::vector<bool>(net.layers() + 1));
+  for_tiles(net, plan, up_of(chains), [&](const TileSweeps& sweeps, int64_t thread, int64_t begin, int64_t end) {
+    float* own = thread == 0 ? nullptr : others.mutable_data_ptr<float>() + (thread - 1) * total;
+    sweep_tile(net, chains, sweeps, begin, end - begin, nothing, found, [&](int64_t l, Rows g, Rows v) {
+      float* sum = own ? own + places[l] : found.gradients[l].mutable_data_ptr<float>();
+      sweeps.gradient(l, end - begin, g, v, sum, begun[thread][l]);
+      begun[thread][l] = true;
+    });
   });
   if (plan.threads == 1) return;
   at::parallel_for(0, total, divide_up(total, plan.threads), [&](int64_t first, int64_t last) {

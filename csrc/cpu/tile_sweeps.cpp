@@ -1,7 +1,5 @@
 #include "cpu/tile_sweeps.h"
 
-#include <ATen/Parallel.h>
-
 #include "cpu/bits.h"
 #include "cpu/isa/kernels.h"
 #include "cpu/micro_kernel.h"

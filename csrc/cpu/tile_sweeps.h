@@ -1,6 +1,9 @@
 // The sweeps of section 2 of the design on a tile of rows, one layer at a time, by one thread.
 #pragma once
 
+#include <ATen/Parallel.h>
+
+#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -27,14 +30,6 @@ struct TilePlan {
 
   explicit TilePlan(int64_t rows);
   int64_t begin(int64_t thread) const { return rows * thread / threads; }
-
-  // Calls body(begin, end) for the tiles of one thread, in order.
-  template <typename Body>
-  void for_tiles(int64_t thread, Body body) const {
-    for (int64_t row = begin(thread), end = begin(thread + 1); row < end; row += height) {
-      body(row, std::min(end, row + height));
-    }
-  }
 };
 
 // The maps of a perceptron's layers on tiles, and one thread's memory for them.
@@ -67,6 +62,19 @@ class TileSweeps {
   std::array<Rows, 2> buffers_;
   float* transposed_;
 };
+
+// Calls body(sweeps, thread, begin, end) for every tile, those of a thread in order; up: as for TileSweeps.
+template <typename Body>
+void for_tiles(const Perceptron& net, const TilePlan& plan, int64_t up, Body body) {
+  at::parallel_for(0, plan.threads, 1, [&](int64_t first, int64_t last) {
+    const TileSweeps sweeps(net, plan.height, up);
+    for (int64_t thread = first; thread < last; ++thread) {
+      for (int64_t row = plan.begin(thread), end = plan.begin(thread + 1); row < end; row += plan.height) {
+        body(sweeps, thread, row, std::min(end, row + plan.height));
+      }
+    }
+  });
+}
 
 // The rows first .. first + count of out (+)= g.T v, [N_l, N_{l-1}], for a batch of any size.
 void add_gradient(

@@ -101,9 +101,8 @@ class Perceptron:
             keep_g = [0, *keep_g]
         u = seeds.starts[0]
         assert u is not None
-        with torch.no_grad(), below_autograd():
-            weights = [w.detach() for w in self.weights]
-            y, a, bits, h, g = ops.mlp_attribute(x.detach(), weights, self.slopes, u, keep_h, keep_g)
+        with below_autograd():
+            y, a, bits, h, g = ops.mlp_attribute(x, self.weights, self.slopes, u, keep_h, keep_g)
         return PerceptronStep(self.slopes, trained, seeds.one_output, y, a, u, bits, h, g)
 
     def results(self, step: "PerceptronStep", cotangent: Tensor | None, loss: Tensor | None) -> Any:
