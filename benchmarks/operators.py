@@ -45,7 +45,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "pool_pull": (pooled, idx, image.shape, *windows),
     "pool_push": (image, idx, *windows),
     "mlp_attribute": (x, *network, u, [], kept),
-    "mlp_attribute_backward": (x, None, *network, masks, [*cotangents, u], [], [*kept, len(weights)]),
+    "mlp_attribute_backward": (x, x, u, None, None, *network, masks, [*cotangents, u], [], [*kept, len(weights)]),
     "gini": (torch.rand(PIXELS),),
 }
 

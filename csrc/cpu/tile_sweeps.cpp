@@ -8,13 +8,7 @@ namespace xattr {
 
 namespace {
 
-constexpr int64_t kTallestTile = 128;  // rows
-constexpr int64_t kPanel = 64;         // columns of a right factor that the first-level cache holds, kDepth deep
-
-// Whether a layer has too few outputs for the micro-kernels.
-bool is_narrow(const Perceptron& net, int64_t l) {
-  return net.width(l) < kVector;
-}
+constexpr int64_t kPanel = 64;  // columns of a right factor that the first-level cache holds, kDepth deep
 
 // Calls body(first, count) for the panels of a matrix.
 template <typename Body>
@@ -37,7 +31,8 @@ void gradient_rows(
   const int64_t k = net.width(l - 1);
   g.data += first;
   out += first * k;
-  if (is_narrow(net, l)) return narrow().gradient(rows, count, k, g.data, g.stride, v.data, v.stride, out, accumulate);
+  if (is_narrow(net.width(l)))
+    return narrow().gradient(rows, count, k, g.data, g.stride, v.data, v.stride, out, accumulate);
   transpose()(g.data, g.stride, transposed, rows, rows, count);
   for_panels(k, [&](int64_t column, int64_t columns) {
     micro_product(count, columns, rows, transposed, rows, v.data + column, v.stride, out + column, k, accumulate);
@@ -46,44 +41,41 @@ void gradient_rows(
 
 }  // namespace
 
-TilePlan::TilePlan(int64_t rows) : rows(rows) {
-  threads = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), rows / kVector));
-  const int64_t share = divide_up(rows, threads);
-  height = divide_up(share, divide_up(share, kTallestTile));
-}
-
-TileSweeps::TileSweeps(const Perceptron& net, int64_t height, int64_t up)
-    : net_(net), slopes_(net.slopes.begin(), net.slopes.end()), panels_(up) {
+TileSweeps::TileSweeps(const Perceptron& net, const SweepPlan& plan, int64_t first, int64_t last)
+    : net_(net), slopes_(net.slopes.begin(), net.slopes.end()), panels_(net.layers() + 1) {
   int64_t widest = 0, size = 0;
   for (int64_t l = 0; l <= net.layers(); ++l) widest = std::max(widest, round_up(net.width(l), kVector));
   // A stride that is a power of two would map the rows of a tile to few sets of the first-level cache.
-  const int64_t stride = widest + kVector;
-  for (int64_t l = 1; l <= up; ++l) {
-    if (!is_narrow(net, l)) size += round_up(net.width(l), kPanel) * net.width(l - 1);
+  const int64_t height = plan.tallest(), stride = widest + kVector;
+  for (int64_t l = first; l <= last; ++l) {
+    if (!is_narrow(net.width(l))) size += round_up(net.width(l), kPanel) * net.width(l - 1);
   }
-  float* memory = scratch(size + 2 * height * stride + widest * round_up(height, kVector));
-  for (int64_t l = 1; l <= up; ++l) {
-    if (is_narrow(net, l)) continue;
+  float* memory = scratch(size + buffers_.size() * height * stride + widest * round_up(height, kVector));
+  for (int64_t l = first; l <= last; ++l) {
+    if (is_narrow(net.width(l))) continue;
     const int64_t depth = net.width(l - 1);
     const float* weight = net.weight(l).const_data_ptr<float>();
-    panels_[l - 1] = memory;
-    for_panels(net.width(l), [&](int64_t first, int64_t count) {
-      transpose()(weight + first * depth, depth, memory, kPanel, count, depth);
+    panels_[l] = memory;
+    for_panels(net.width(l), [&](int64_t begin, int64_t count) {
+      transpose()(weight + begin * depth, depth, memory, kPanel, count, depth);
       memory += kPanel * depth;
     });
   }
-  buffers_ = {Rows{memory, stride}, Rows{memory + height * stride, stride}};
-  transposed_ = memory + 2 * height * stride;
+  for (Rows& buffer : buffers_) {
+    buffer = {memory, stride};
+    memory += height * stride;
+  }
+  transposed_ = memory;
 }
 
 void TileSweeps::multiply_up(int64_t l, int64_t rows, Rows in, Rows out) const {
   const int64_t n = net_.width(l), k = net_.width(l - 1);
-  if (is_narrow(net_, l)) {
+  if (is_narrow(n)) {
     const float* weight = net_.weight(l).const_data_ptr<float>();
     return narrow().forward(rows, n, k, in.data, in.stride, weight, out.data, out.stride);
   }
   for_panels(n, [&](int64_t first, int64_t count) {
-    const float* panel = panels_[l - 1] + first * k;
+    const float* panel = panels_[l] + first * k;
     micro_product(rows, count, k, in.data, in.stride, panel, kPanel, out.data + first, out.stride, false);
   });
 }
@@ -114,7 +106,7 @@ void TileSweeps::tangent(int64_t l, int64_t rows, Rows in, Rows out, const int32
 void TileSweeps::cotangent(int64_t l, int64_t rows, Rows in, Rows out, const int32_t* bits) const {
   const int64_t n = net_.width(l), k = net_.width(l - 1);
   const float* weight = net_.weight(l).const_data_ptr<float>();
-  if (is_narrow(net_, l)) {
+  if (is_narrow(n)) {
     narrow().cotangent(rows, n, k, in.data, in.stride, weight, out.data, out.stride);
   } else {
     for_panels(k, [&](int64_t first, int64_t count) {

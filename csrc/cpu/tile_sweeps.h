@@ -24,20 +24,12 @@ inline Rows rows_of(const at::Tensor& t) {
   return {const_cast<float*>(t.const_data_ptr<float>()), std::max(t.stride(0), t.size(1))};
 }
 
-// How threads share a batch: each takes rows next to one another, in tiles of at most `height`.
-struct TilePlan {
-  int64_t rows, threads, height;
-
-  explicit TilePlan(int64_t rows);
-  int64_t begin(int64_t thread) const { return rows * thread / threads; }
-};
-
 // The maps of a perceptron's layers on tiles, and one thread's memory for them.
 class TileSweeps {
  public:
-  // height: of the tiles; up: the layers 1 .. up will be asked for forward or tangent maps. Their weights are
-  // transposed now, into memory of the thread's own that is valid until its next TileSweeps.
-  TileSweeps(const Perceptron& net, int64_t height, int64_t up);
+  // The layers first .. last will be asked for forward or tangent maps. Their weights are transposed now, into memory
+  // of the thread's own that is valid until its next TileSweeps.
+  TileSweeps(const Perceptron& net, const SweepPlan& plan, int64_t first, int64_t last);
 
   // out = activation(in W_l^T), and its mask; without bits, no activation.
   void forward(int64_t l, int64_t rows, Rows in, Rows out, int32_t* bits) const;
@@ -48,8 +40,10 @@ class TileSweeps {
   // out (+)= g.T v, [N_l, N_{l-1}].
   void gradient(int64_t l, int64_t rows, Rows g, Rows v, float* out, bool accumulate) const;
 
-  // One of two matrices of the tile's height and the network's largest width.
-  Rows buffer(int64_t k) const { return buffers_[k % 2]; }
+  // One of two matrices of the tile's height and the network's largest width, by turns for the values of each layer.
+  Rows buffer(int64_t l) const { return buffers_[l % 2]; }
+  // A third one.
+  Rows spare() const { return buffers_[2]; }
 
  private:
   void multiply_up(int64_t l, int64_t rows, Rows in, Rows out) const;
@@ -58,17 +52,17 @@ class TileSweeps {
 
   const Perceptron& net_;
   std::vector<float> slopes_;
-  std::vector<float*> panels_;  // W_l^T, in panels of some columns that lie one after another
-  std::array<Rows, 2> buffers_;
+  std::vector<float*> panels_;  // by layer: W_l^T, in panels of some columns that lie one after another
+  std::array<Rows, 3> buffers_;
   float* transposed_;
 };
 
-// Calls body(sweeps, thread, begin, end) for every tile, those of a thread in order; up: as for TileSweeps.
+// Calls body(sweeps, thread, begin, end) for every tile, those of a thread in order; first, last: as for TileSweeps.
 template <typename Body>
-void for_tiles(const Perceptron& net, const TilePlan& plan, int64_t up, Body body) {
-  at::parallel_for(0, plan.threads, 1, [&](int64_t first, int64_t last) {
-    const TileSweeps sweeps(net, plan.height, up);
-    for (int64_t thread = first; thread < last; ++thread) {
+void for_tiles(const Perceptron& net, const SweepPlan& plan, int64_t first, int64_t last, Body body) {
+  at::parallel_for(0, plan.threads, 1, [&](int64_t first_thread, int64_t end_thread) {
+    const TileSweeps sweeps(net, plan, first, last);
+    for (int64_t thread = first_thread; thread < end_thread; ++thread) {
       for (int64_t row = plan.begin(thread), end = plan.begin(thread + 1); row < end; row += plan.height) {
         body(sweeps, thread, row, std::min(end, row + plan.height));
       }

@@ -113,7 +113,10 @@ def mlp_attribute(
 
 
 def mlp_attribute_backward(
-    v: Tensor | None,
+    x: Tensor | None,
+    a: Tensor | None,
+    s: Tensor | None,
+    c: Tensor | None,
     delta: Tensor | None,
     weights: Sequence[Tensor],
     slopes: Sequence[float],
@@ -124,9 +127,12 @@ def mlp_attribute_backward(
     output_tangent: bool = False,
     input_cotangent: bool = False,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Its backward pass: (gradients of the trained layers, v_L, delta_0), the ends [0] unless they are asked for."""
+    """Its backward pass, from tangents (c a + s) x and cotangents delta.
+
+    Returns (gradients of the trained layers, v_L, delta_0), the ends [0] unless they are asked for.
+    """
     run = implementation("mlp_attribute_backward")
-    return run(v, delta, weights, slopes, bits, g, h, trained, output_tangent, input_cotangent)
+    return run(x, a, s, c, delta, weights, slopes, bits, g, h, trained, output_tangent, input_cotangent)
 
 
 def gini(a: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ def step_of_output(run: "Run | CompiledRun", target: Target, given: Sequence[Any
 
 
 def _of_perceptron(perceptron: Perceptron, needs_grad: bool, target: Target, given: Sequence[Any] | None) -> Results:
-    seeds = seeds_of([perceptron.blank()], target, given)
+    seeds = perceptron.seeds(target, given)
     (cotangent,) = seeds.cotangents
     step = perceptron.sweep(seeds, needs_grad)
     if needs_grad:
@@ -68,7 +68,7 @@ def _loss_of_perceptron(
     """With one output the chain is swept from ones, before the loss is known, whose gradient scales it."""
     with without_autocast(run.xs[0].device, run.autocast):
         needs_grad = run.needs_grad()
-        step = perceptron.sweep(seeds_of([perceptron.blank()], None, None), needs_grad)
+        step = perceptron.sweep(perceptron.seeds(None, None), needs_grad)
     loss, (scale,) = loss_and_cotangents(criterion, [step.y], lambda ys: fill(run.structure, ys), args)
     assert scale is not None
     if not needs_grad:
