@@ -63,7 +63,7 @@ bool tiles_pay(const at::Tensor& like, int64_t m, int64_t n, int64_t k) {
   // Where a side is shorter than a vector, ATen's matrix-vector product is faster, and sums in more lanes, so more
   // exactly.
   return like.scalar_type() == at::kFloat && std::min({m, n, k}) >= kVector && m * n * k >= kSmallestProduct &&
-         n * k <= kLargestFactor && has_micro_kernels();
+         n * k <= kLargestFactor && has_micro_kernels(at::kFloat);
 }
 
 int64_t tile_rows(int64_t m) {

@@ -10,6 +10,13 @@
 
 namespace xattr {
 
+// Layers first .. last; none where last is 0.
+struct LayerRange {
+  int64_t first = 1, last = 0;
+
+  bool contains(int64_t l) const { return first <= l && l <= last; }
+};
+
 // y = W_L act(... act(W_1 x)), for weights [N_l, N_{l-1}] and one slope for each of the L - 1 activations. Layers count
 // from 1, so that W_l stands between h_{l-1} and h_l, and 0 is the input.
 struct Perceptron {

@@ -42,14 +42,23 @@ Attributed by_layers(
   return found;
 }
 
-// Where a sweep writes the values of each layer: those of kept tensors, which are made, or nowhere.
-std::vector<Rows> places_of(const Perceptron& net, at::IntArrayRef layers, const at::Tensor& x, Tensors& made) {
-  std::vector<Rows> found(net.layers());
+// Tensors for the values of the listed layers, by layer; undefined for the others. They are added to `made` too.
+Tensors kept_by_layer(const Perceptron& net, at::IntArrayRef layers, const at::Tensor& x, Tensors& made) {
+  Tensors found(net.layers());
   for (const int64_t l : layers) {
-    made.push_back(at::empty({x.size(0), net.width(l)}, x.options()));
-    found[l] = rows_of(made.back());
+    found[l] = at::empty({x.size(0), net.width(l)}, x.options());
+    made.push_back(found[l]);
   }
   return found;
+}
+
+// out = a b.
+void multiply(int64_t rows, int64_t columns, Rows a, Rows b, Rows out) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const float *first = a.from(r).data, *second = b.from(r).data;
+    float* product = out.from(r).data;
+    for (int64_t i = 0; i < columns; ++i) product[i] = first[i] * second[i];
+  }
 }
 
 Attributed by_tiles(
@@ -61,31 +70,28 @@ Attributed by_tiles(
   for (int64_t l = 1; l < last; ++l) {
     found.bits.push_back(at::empty({batch, words_of(net.width(l))}, x.options().dtype(at::kInt)));
   }
-  const std::vector<Rows> hs = places_of(net, keep_h, x, found.h), gs = places_of(net, keep_g, x, found.g);
-  const Rows xs = rows_of(x), us = rows_of(u), ys = rows_of(found.y), attributions = rows_of(found.attribution);
-  for_tiles(net, plan, 1, last, [&](const TileSweeps& sweeps, int64_t, int64_t begin, int64_t end) {
+  Tensors hs = kept_by_layer(net, keep_h, x, found.h), gs = kept_by_layer(net, keep_g, x, found.g);
+  hs.push_back(found.y);
+  const LayerRange all{1, last};
+  for_tiles(net, plan, all, all, [&](const TileSweeps& sweeps, int64_t, int64_t begin, int64_t end) {
     const int64_t rows = end - begin;
-    const auto place = [&](Rows kept, int64_t l) {
-      return kept.data ? kept.from(begin) : sweeps.buffer(l);
-    };
-    Rows h = xs.from(begin);
-    for (int64_t l = 1; l < last; ++l) {
-      const Rows out = place(hs[l], l);
+    Rows h = sweeps.load(x, begin, rows, sweeps.buffer(0));
+    for (int64_t l = 1; l <= last; ++l) {
+      const Rows out = sweeps.place(hs[l], begin, sweeps.buffer(l));
       sweeps.forward(l, rows, h, out, mask_rows(found.bits, l, begin));
+      sweeps.store(out, hs[l], begin, rows);
       h = out;
     }
-    sweeps.forward(last, rows, h, ys.from(begin), nullptr);
-    Rows g = us.from(begin);
+    Rows g = sweeps.load(u, begin, rows, sweeps.buffer(last));
     for (int64_t l = last; l >= 1; --l) {
-      const Rows out = place(gs[l - 1], l);
+      const Rows out = sweeps.place(gs[l - 1], begin, sweeps.buffer(l - 1));
       sweeps.cotangent(l, rows, g, out, mask_rows(found.bits, l - 1, begin));
+      sweeps.store(out, gs[l - 1], begin, rows);
       g = out;
     }
-    for (int64_t r = 0; r < rows; ++r) {
-      const float *row = xs.from(begin + r).data, *g0 = g.from(r).data;
-      float* a = attributions.from(begin + r).data;
-      for (int64_t i = 0; i < inputs; ++i) a[i] = row[i] * g0[i];
-    }
+    const Rows a = sweeps.place(found.attribution, begin, sweeps.partner());
+    multiply(rows, inputs, sweeps.load(x, begin, rows, sweeps.spare()), g, a);
+    sweeps.store(a, found.attribution, begin, rows);
   });
   return found;
 }

@@ -35,6 +35,10 @@ struct Chains {
   int64_t up = 0, down = 0;   // the tangents reach the output of layer `up`, the cotangents the input of `down`
   bool output_tangent = false, input_cotangent = false;  // which ends are wanted
 
+  // The layers whose weights the tangent and the cotangent sweep apply.
+  LayerRange ups() const { return {1, x.defined() ? up : 0}; }
+  LayerRange downs() const { return {down, delta.defined() ? static_cast<int64_t>(trained.size()) - 1 : 0}; }
+
   Chains(const Perceptron& net, bool output_tangent, bool input_cotangent, at::IntArrayRef trained);
 };
 

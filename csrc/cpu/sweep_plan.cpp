@@ -12,7 +12,7 @@ constexpr int64_t kTallestTile = 128;
 constexpr int64_t kLargestNetwork = 384 * 1024;
 
 bool by_tiles(const std::vector<int64_t>& widths, int64_t rows, c10::ScalarType dtype) {
-  if (dtype != c10::kFloat || rows < kFewestRows || !has_micro_kernels()) return false;
+  if (rows < kFewestRows || !has_micro_kernels(dtype)) return false;
   int64_t size = 0;
   for (size_t l = 0; l + 1 < widths.size(); ++l) {
     if (is_narrow(widths[l])) return false;  // only the last layer may be
@@ -29,7 +29,8 @@ SweepPlan::SweepPlan(const std::vector<int64_t>& widths, int64_t rows, c10::Scal
   threads = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), rows / kVector));
   const int64_t share = divide_up(rows, threads);
   height = divide_up(share, divide_up(share, kTallestTile));
-  sums_gradients = threads == 1 || height * threads < rows;
+  // Gradients of bf16 are summed in fp32, which has no place in the result.
+  sums_gradients = threads == 1 || height * threads < rows || dtype != c10::kFloat;
   repeats_last = sums_gradients && is_narrow(widths.back());
 }
 

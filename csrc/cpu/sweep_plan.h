@@ -22,7 +22,7 @@ struct SweepPlan {
   int64_t threads = 1, height = 1;
 
   // Whether each thread adds up the weight gradients of its tiles, and the sums are added in the end. Otherwise, where
-  // a thread has one tile, they are taken over the whole batch, each thread making some of their rows.
+  // a thread has one tile of fp32, they are taken over the whole batch, each thread making some of their rows.
   bool sums_gradients = false;
 
   // Whether the own cotangent at the last hidden layer is swept again in the backward pass instead of being kept: where
@@ -33,7 +33,8 @@ struct SweepPlan {
   SweepPlan(const std::vector<int64_t>& widths, int64_t rows, c10::ScalarType dtype);
 
   int64_t begin(int64_t thread) const { return rows * thread / threads; }
-  int64_t tallest() const { return std::min(rows, height); }
+  // Rows over which a gradient is summed at once.
+  int64_t tallest_sum() const { return sums_gradients ? height : rows; }
 };
 
 // Whether a layer of this many outputs is too narrow for the micro-kernels.
