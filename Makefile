@@ -6,11 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH ?= --compile
+GPU_CHECK ?=
 SOURCES := setup.py pyproject.toml requirements-dev.txt $(shell find csrc kernels -name '*.cpp' -o -name '*.h')
 CXX_FILES := $(shell find csrc kernels -name '*.cpp' -o -name '*.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test lint format bench gpu-check kernel-report clean
 
 help:  ## Say what the targets do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
@@ -45,6 +46,12 @@ format: $(STAMP)  ## Rewrite the sources in the project's style
 bench: $(STAMP)  ## Time every case and operator, renew the figures of README.md and docs/ (long, for torch.compile; BENCH= leaves it out: ten minutes)
 	$(BIN)/xattr-cuda bench --case all --memory --count --scaling $(BENCH) --output build/bench --readme README.md
 	$(BIN)/python -m pytest benchmarks/operators.py --benchmark-only --benchmark-columns=median,iqr,rounds
+
+kernel-report: $(STAMP)  ## Compile every Triton kernel for every architecture, without a GPU: registers, spills, instructions
+	PYTHONPATH=tests $(BIN)/python -m gpuless.kernel_report --output build/kernel-report.json
+
+gpu-check:  ## On a machine with a GPU, torch and triton, without network or .venv: build, test and time there (under 8 minutes)
+	$(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
 
 clean:  ## Remove what was built, and the environment
 	rm -rf $(VENV) build dist *.egg-info xattr_cuda/*.so

@@ -3,24 +3,31 @@
 import random
 import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
 
-import hypothesis
-import hypothesis.core
 import pytest
 import torch
 
 import xattr_cuda as xa
 
-BACKENDS = {"reference": "cpu", "cpu": "cpu"}  # back end: the device that its tests run on
+try:
+    import hypothesis
+    import hypothesis.core
+except ImportError:  # a machine that has nothing but what the check of a GPU needs
+    hypothesis = None
 
-hypothesis.settings.register_profile(
-    "xattr",
-    deadline=None,
-    database=None,
-    print_blob=True,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
-)
-hypothesis.settings.load_profile("xattr")
+BACKENDS = {"reference": "cpu", "cpu": "cpu", "triton": "cuda"}  # back end: the device that its tests run on
+
+if hypothesis is not None:
+    hypothesis.settings.register_profile(
+        "xattr",
+        deadline=None,
+        database=None,
+        print_blob=True,
+        suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+    )
+    hypothesis.settings.load_profile("xattr")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,7 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.seed is None:
         config.option.seed = random.SystemRandom().randrange(2**31)
-    hypothesis.core.global_force_seed = config.option.seed
+    if hypothesis is not None:
+        hypothesis.core.global_force_seed = config.option.seed
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -49,10 +57,14 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every back end in turn, in force during the test; skipped with the reason where it cannot run."""
+    """Every back end in turn, in force during the test; skipped with the reason where it cannot run.
+
+    Tensors that the test makes without naming a device are made on the back end's.
+    """
     if reason := xa.ops.unavailable(request.param):
         pytest.skip(reason)
-    with xa.use_backend(request.param):
+    device = BACKENDS[request.param]
+    with xa.use_backend(request.param), nullcontext() if device == "cpu" else torch.device(device):
         yield request.param
 
 
@@ -60,3 +72,22 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def device(backend: str) -> str:
     """The device of the back end in force."""
     return BACKENDS[backend]
+
+
+@pytest.fixture(scope="session")
+def _emulating_driver() -> Any:
+    """One driver for all tests: Triton keeps what it has compiled by driver."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from gpuless.drivers import EmulatingDriver
+
+    return EmulatingDriver()
+
+
+@pytest.fixture
+def emulated(_emulating_driver: Any) -> Iterator[Any]:
+    """Triton kernels launched on CPU tensors are compiled for sm_80 and executed by the emulator; yields the driver."""
+    from gpuless.drivers import installed
+
+    _emulating_driver.launches.clear()
+    with installed(_emulating_driver):
+        yield _emulating_driver

@@ -168,7 +168,7 @@ def bare_products(p: Problem) -> Step:
     sizes, B, last = list(pairwise(p.widths)), len(p.x), len(p.widths) - 2
 
     def tensor(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=p.x.dtype)
+        return torch.randn(shape, dtype=p.x.dtype, device=p.x.device)
 
     for i, (k, n) in enumerate(sizes):
         weight, low, high = tensor(n, k), tensor(B, k), tensor(B, n)

@@ -52,11 +52,14 @@ class Problem:
         self.leaf.copy_(self.x)
 
 
-def pose(case: Case, dtype: torch.dtype = torch.float32, batch: int | None = None, seed: int = 0) -> Problem:
-    """The problem of a case, drawn from a seed; batch None is the case's own."""
+def pose(
+    case: Case, dtype: torch.dtype = torch.float32, batch: int | None = None, seed: int = 0, device: str = "cpu"
+) -> Problem:
+    """The problem of a case, drawn from a seed, the same on every device; batch None is the case's own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, x, labels = case.draw(dtype, batch)
+    model, x, labels = model.to(device), x.to(device), labels.to(device)
     single = case.classes == 1
     criterion = nn.BCEWithLogitsLoss() if single else nn.CrossEntropyLoss()
     truth = labels.to(dtype).unsqueeze(1) if single else labels

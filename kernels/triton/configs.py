@@ -1,0 +1,70 @@
+"""Block shapes, warps and pipeline stages of every kernel, by operator and architecture: plain data and its look-up.
+
+The compile report goes through the same table, so a configuration that spills or asks for too much shared memory is
+found without a GPU.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+ARCHITECTURES = ("80", "86", "90", "100", "gfx942")
+"""Compute capabilities that have entries of their own; 86 stands for all whose blocks have about 100 KiB of shared
+memory (8.6, 8.9, 12.x)."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """name: what the report calls it. blocks: values of the kernel's block constants by name."""
+
+    name: str
+    blocks: Mapping[str, int] = field(hash=False)
+    num_warps: int
+    num_stages: int = 1
+
+
+_TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
+    # operator: architecture, or "" for all that are not named: its configurations, which the launcher chooses from
+    "elementwise": {"": (Config("w64", {"WORDS": 64}, 4), Config("w128", {"WORDS": 128}, 4))},  # 4-byte, 2-byte values
+}
+
+
+def configs(operator: str, architecture: str) -> tuple[Config, ...]:
+    """The configurations of an operator on an architecture of ARCHITECTURES."""
+    entries = _TABLE[operator]
+    return entries.get(architecture, entries.get("", ()))
+
+
+def by_config(choose: Callable[[str], Config]) -> list[tuple[Config, tuple[str, ...]]]:
+    """What `choose` picks for the architectures: every configuration, with those that it is picked for."""
+    found: dict[Config, list[str]] = {}
+    for arch in ARCHITECTURES:
+        found.setdefault(choose(arch), []).append(arch)
+    return [(config, tuple(archs)) for config, archs in found.items()]
+
+
+def architecture(device: torch.device) -> str:
+    """The entry of ARCHITECTURES that serves a device; a CPU stands for the target of the active Triton driver."""
+    if device.type == "cuda":
+        return _of_gpu(device.index if device.index is not None else torch.cuda.current_device())
+    from triton.runtime.driver import driver
+
+    # The property `active` would look for a GPU where there is no driver yet.
+    return _nearest(int(driver._active.get_current_target().arch))
+
+
+@functools.cache
+def _of_gpu(index: int) -> str:
+    if torch.version.hip:
+        return "gfx942"
+    major, minor = torch.cuda.get_device_capability(index)
+    return _nearest(10 * major + minor)
+
+
+def _nearest(capability: int) -> str:
+    """The newest entry that a compute capability, such as 90, is not older than and has the shared memory for."""
+    if capability in (86, 89) or capability >= 120:
+        return "86"
+    return "100" if capability >= 100 else "90" if capability >= 90 else "80"

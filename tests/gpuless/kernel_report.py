@@ -1,0 +1,183 @@
+"""Every kernel in every configuration, compiled for every architecture: what it needs, and whether that is allowed.
+
+    make kernel-report          # a table, and build/kernel-report.json
+
+A kernel may have nothing in local memory, spills least of all, and must fit the chip's shared memory; a product uses
+tensor cores unless it is of exact float32, and an element-wise kernel reads and writes 16 bytes a thread.
+"""
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import os
+import pkgutil
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from xattr_cuda.kernels import triton as kernels
+
+from .offline import CHIPS, MachineCode, compile_kernel, machine_code
+
+ARCHITECTURES = ("80", "90", "100", "gfx942")
+EXACT = "ieee"  # in the name of a configuration: products of exact float32
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the report. wide_memory_ops: loads and stores of 16 bytes a thread or more; occupancy: share of the
+    warps that a multiprocessor could hold; faults: what is not allowed.
+    """
+
+    backend: str
+    kernel: str
+    arch: str
+    config: str
+    registers: int
+    spill_bytes: int
+    local_bytes: int
+    shared_bytes: int
+    tensor_core_ops: int
+    wide_memory_ops: int
+    occupancy: float
+    faults: tuple[str, ...]
+
+
+def modules() -> list[ModuleType]:
+    """All modules of kernels/triton, in the order of their names."""
+    names = sorted(found.name for found in pkgutil.iter_modules(kernels.__path__))
+    return [importlib.import_module(f"{kernels.__name__}.{name}") for name in names]
+
+
+def variants() -> Iterator[Any]:
+    """The variants of all modules."""
+    for module in modules():
+        yield from getattr(module, "VARIANTS", ())
+
+
+def jobs(architectures: Iterable[str] = ARCHITECTURES) -> Iterator[tuple[Any, str]]:
+    """(variant, architecture) for every one that a variant is meant for."""
+    wanted = tuple(architectures)
+    for variant in variants():
+        for arch in wanted:
+            if arch in variant.architectures:
+                yield variant, arch
+
+
+def name_of(variant: Any) -> str:
+    """The kernel's name as it was written."""
+    return variant.kernel.fn.__name__
+
+
+def compiled(variant: Any, arch: str) -> MachineCode:
+    """The machine code of a variant."""
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    binary = compile_kernel(
+        variant.kernel, variant.signature, variant.constants, arch, tuple(variant.divisible), **options
+    )
+    return machine_code(binary, arch, variant.num_warps)
+
+
+def faults(variant: Any, code: MachineCode) -> tuple[str, ...]:
+    """What a kernel does that it may not, in words."""
+    found = []
+    if not code.in_registers:
+        found.append(
+            f"local memory: {code.spill_bytes} bytes spilled, {code.local_bytes} local, {code.local_ops} accesses"
+        )
+    if not code.fits:
+        limit = CHIPS[code.arch].shared_block
+        found.append(f"shared memory: {code.shared_bytes} bytes, a block may have {limit}")
+    if not code.occupancy:
+        found.append("no block fits a multiprocessor")
+    if variant.gemm and EXACT not in variant.config.split("-") and not code.tensor_core_ops:
+        found.append("a product without tensor cores")
+    if variant.elementwise and not (code.wide_loads and code.wide_stores):
+        found.append(f"narrow accesses: {code.wide_loads} loads and {code.wide_stores} stores of 16 bytes")
+    return tuple(found)
+
+
+def entry(variant: Any, arch: str) -> Entry:
+    """The line of a variant on an architecture."""
+    code = compiled(variant, arch)
+    return Entry(
+        backend="triton",
+        kernel=name_of(variant),
+        arch=arch if arch.startswith("gfx") else f"sm_{arch}",
+        config=variant.config,
+        registers=code.registers,
+        spill_bytes=code.spill_bytes,
+        local_bytes=code.local_bytes,
+        shared_bytes=code.shared_bytes,
+        tensor_core_ops=code.tensor_core_ops,
+        wide_memory_ops=code.wide_loads + code.wide_stores,
+        occupancy=round(code.occupancy, 3),
+        faults=faults(variant, code),
+    )
+
+
+def _entry_at(index: int, architectures: tuple[str, ...]) -> Entry:
+    """Of a list that every process makes for itself, since kernels cannot be sent to another one."""
+    variant, arch = list(jobs(architectures))[index]
+    try:
+        return entry(variant, arch)
+    except Exception as error:  # whatever a compiler raises is the finding
+        words = " ".join(str(error).split())[:200]
+        sm = arch if arch.startswith("gfx") else f"sm_{arch}"
+        empty = dict.fromkeys(
+            ("registers", "spill_bytes", "local_bytes", "shared_bytes", "tensor_core_ops", "wide_memory_ops"), 0
+        )
+        return Entry("triton", name_of(variant), sm, variant.config, **empty, occupancy=0.0, faults=(words,))
+
+
+def entries(architectures: tuple[str, ...], processes: int) -> list[Entry]:
+    """All lines, compiled by several processes."""
+    count = len(list(jobs(architectures)))
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(_entry_at, range(count), [architectures] * count))
+
+
+def table(found: Iterable[Entry]) -> Table:
+    """The report as a table of the terminal."""
+    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title="Compiled kernels", title_justify="left")
+    for name in ("kernel", "arch", "config"):
+        shown.add_column(name, no_wrap=True)
+    for name in ("registers", "spills", "local", "shared", "tensor core", "wide", "occupancy"):
+        shown.add_column(name, justify="right")
+    shown.add_column("")
+    for one in found:
+        numbers = (one.registers, one.spill_bytes, one.local_bytes, one.shared_bytes, one.tensor_core_ops)
+        words = f"[red]{one.faults[0]}[/red]" if one.faults else "ok"
+        cells = (*map(str, (*numbers, one.wide_memory_ops)), f"{one.occupancy:.0%}", words)
+        shown.add_row(one.kernel, one.arch, one.config, *cells)
+    return shown
+
+
+def main(given: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Compile every Triton kernel offline and report what it needs.")
+    parser.add_argument("architectures", nargs="*", default=[], help=f"by default {' '.join(ARCHITECTURES)}")
+    parser.add_argument("--output", type=Path, default=Path("build/kernel-report.json"))
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args(given)
+    if strangers := set(options.architectures) - set(CHIPS):
+        parser.error(f"no architecture {', '.join(strangers)}; choose among {', '.join(CHIPS)}")
+    found = entries(tuple(options.architectures) or ARCHITECTURES, options.processes)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n", encoding="utf-8")
+    Console(width=None if sys.stdout.isatty() else 150).print(table(found))
+    bad = [one for one in found if one.faults]
+    print(f"{len(found)} compiled kernels, {len(bad)} with faults; written: {options.output}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

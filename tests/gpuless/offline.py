@@ -1,0 +1,180 @@
+"""Compile Triton kernels for GPUs that are not here, and read from the machine code what they need of them.
+
+    compiled = compile_kernel(kernel, signature, constants, "90", divisible, num_warps=4, num_stages=3)
+    machine_code(compiled, "90", num_warps=4)      # registers, spills, shared memory, occupancy, instructions
+
+This needs neither a driver nor a GPU: NVIDIA's disassembler comes with Triton, AMD's figures are in the assembly. It
+proves that a kernel compiles, fits the register file and the shared memory, and which instructions the compiler chose;
+nothing about results or speed.
+"""
+
+import os
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # its default differs between releases
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+_BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_OPCODE = re.compile(r"^\s*(?:/\*[0-9a-f]{4,}\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)*)", re.MULTILINE)
+_AMD_OPCODE = re.compile(r"^\s+([vs]_\w+|(?:buffer|global|flat|ds|scratch)_\w+)", re.MULTILINE)
+_USAGE = re.compile(r"\b(REG|STACK|SHARED|LOCAL):(\d+)")
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What one multiprocessor (AMD: compute unit) holds, and what one block may have of it.
+
+    shared_block, shared_unit: bytes of shared memory of a block, and of the unit; reserved: of the unit for each block.
+    warps: resident at most. registers: 32-bit ones of the unit, for NVIDIA; of a lane of a SIMD, for AMD. simds: AMD's.
+    """
+
+    shared_block: int
+    shared_unit: int
+    reserved: int
+    warps: int
+    registers: int
+    warp_size: int = 32
+    simds: int = 0
+
+
+CHIPS = {
+    "80": Chip(166_912, 167_936, 1024, 64, 65_536),
+    "86": Chip(101_376, 102_400, 1024, 48, 65_536),
+    "90": Chip(232_448, 233_472, 1024, 64, 65_536),
+    "100": Chip(232_448, 233_472, 1024, 64, 65_536),
+    "gfx942": Chip(65_536, 65_536, 0, 32, 512, 64, 4),
+}
+"""By architecture as Triton names it: compute capability, or AMD's own name."""
+
+
+def target(arch: str) -> GPUTarget:
+    """Triton's target of an architecture of CHIPS."""
+    return GPUTarget("hip" if arch.startswith("gfx") else "cuda", _number(arch), CHIPS[arch].warp_size)
+
+
+def _number(arch: str) -> str | int:
+    return arch if arch.startswith("gfx") else int(arch)
+
+
+def compile_kernel(
+    kernel: Any,
+    signature: Mapping[str, str],
+    constants: Mapping[str, Any],
+    arch: str,
+    divisible: Sequence[str] = (),
+    **options: Any,
+) -> Any:
+    """Triton's compiled kernel.
+
+    signature: argument to type, `*fp16` or `i32`; constants: argument to value; divisible: arguments that are multiples
+    of 16; options: num_warps, num_stages and what else the back end takes.
+    """
+    names = kernel.arg_names
+    types = {name: "constexpr" if name in constants else signature[name] for name in names}
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in divisible}
+    source = ASTSource(fn=kernel, signature=types, constexprs=dict(constants), attrs=attributes)
+    return triton.compile(source, target=target(arch), options=options)
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """registers: of a thread. spill_bytes, local_bytes: of a thread, in memory. shared_bytes: of a block, as asked for.
+    occupancy: share of the resident warps that registers and shared memory leave room for. ops: opcode to count.
+    """
+
+    arch: str
+    registers: int
+    spill_bytes: int
+    local_bytes: int
+    shared_bytes: int
+    occupancy: float
+    ops: Counter[str]
+
+    def count(self, pattern: str) -> int:
+        """Instructions whose opcode this regular expression matches from its start, to a dot or its end."""
+        return sum(n for op, n in self.ops.items() if re.match(rf"(?:{pattern})(?:\.|$)", op))
+
+    @property
+    def tensor_core_ops(self) -> int:
+        """Matrix instructions: HMMA, HGMMA, those of tcgen05, MFMA."""
+        return self.count(r"HMMA|HGMMA|UTC\w*MMA|v_mfma\w*")
+
+    @property
+    def wide_loads(self) -> int:
+        """Loads from global memory of 16 bytes a thread or more, asynchronous ones included."""
+        return self.count(r"LDG(?:STS)?(?:\.\w+)*\.(?:128|256)|UTMALDG|(?:global|buffer|flat)_load_dwordx4")
+
+    @property
+    def wide_stores(self) -> int:
+        """Stores to global memory of 16 bytes a thread or more."""
+        return self.count(r"STG(?:\.\w+)*\.(?:128|256)|UTMASTG|(?:global|buffer|flat)_store_dwordx4")
+
+    @property
+    def local_ops(self) -> int:
+        """Instructions that touch memory of a thread's own: spills, or arrays that are not in registers."""
+        return self.count(r"STL|LDL|scratch_(?:load|store)\w*")
+
+    @property
+    def in_registers(self) -> bool:
+        """Whether nothing of a thread's own lies in memory."""
+        return self.spill_bytes == self.local_bytes == self.local_ops == 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether a block may have so much shared memory."""
+        return self.shared_bytes <= CHIPS[self.arch].shared_block
+
+
+def machine_code(compiled: Any, arch: str, num_warps: int) -> MachineCode:
+    """Read a compiled kernel."""
+    read = _amd if arch.startswith("gfx") else _nvidia
+    registers, spill, local, ops = read(compiled)
+    shared = compiled.metadata.shared
+    return MachineCode(arch, registers, spill, local, shared, _occupancy(arch, registers, shared, num_warps), ops)
+
+
+def _occupancy(arch: str, registers: int, shared: int, num_warps: int) -> float:
+    chip = CHIPS[arch]
+    granted = -(-max(registers, 1) // 8) * 8  # registers are given out by eights
+    if chip.simds:
+        warps = chip.simds * min(chip.warps // chip.simds, chip.registers // granted)
+    else:
+        warps = min(chip.warps, chip.registers // (granted * chip.warp_size))
+    blocks = warps // num_warps
+    if shared:
+        blocks = min(blocks, chip.shared_unit // (shared + chip.reserved))
+    return blocks * num_warps / chip.warps
+
+
+def _nvidia(compiled: Any) -> tuple[int, int, int, Counter[str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(compiled.asm["cubin"])
+        usage = {key: int(value) for key, value in _USAGE.findall(_tool("cuobjdump", "--dump-resource-usage", path))}
+        ops = Counter(_OPCODE.findall(_tool("nvdisasm", "-c", path)))
+    return usage["REG"], usage.get("STACK", 0), usage.get("LOCAL", 0), ops
+
+
+def _tool(name: str, *args: object) -> str:
+    return subprocess.run([_BIN / name, *args], capture_output=True, text=True, check=True).stdout
+
+
+def _amd(compiled: Any) -> tuple[int, int, int, Counter[str]]:
+    text = compiled.asm["amdgcn"]
+
+    def number(name: str) -> int:
+        found = re.search(rf"\.{name}:?\s+(\d+)", text)
+        return int(found[1]) if found else 0
+
+    spill = 4 * number("vgpr_spill_count")
+    return number("vgpr_count"), spill, number("private_segment_fixed_size"), Counter(_AMD_OPCODE.findall(text))

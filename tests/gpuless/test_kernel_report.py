@@ -1,0 +1,146 @@
+"""The limits of the compile report: every kernel keeps them, and kernels that do not are found out."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from triton.runtime.jit import JITFunction
+
+from gpuless import kernel_report as report
+from gpuless import samples
+
+QUICK = ("90", "gfx942")
+"""Every variant is compiled for these here; `make kernel-report` compiles for all."""
+
+
+def _id(job):
+    variant, arch = job
+    return f"{report.name_of(variant)}-{variant.config}-{arch}"
+
+
+def _jobs():
+    """All variants for QUICK, and for the other architectures the first of each kernel and dtype."""
+    seen = set()
+    for variant, arch in report.jobs():
+        key = (report.name_of(variant), variant.config.rpartition("-")[2], arch)
+        if arch in QUICK or key not in seen:
+            seen.add(key)
+            yield variant, arch
+
+
+@pytest.mark.parametrize("job", list(_jobs()), ids=_id)
+def test_a_kernel_spills_nothing_fits_the_chip_and_uses_its_units(job):
+    assert report.entry(*job).faults == ()
+
+
+def test_every_kernel_has_variants():
+    covered = {report.name_of(variant) for variant in report.variants()}
+    kernels = {
+        name
+        for module in report.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, JITFunction) and name.endswith("_kernel")
+    }
+    assert kernels
+    assert not kernels - covered, "kernels without a variant"
+
+
+# ---- kernels that are wrong on purpose ----
+
+
+def sample(config="s-fp16", gemm=True, elementwise=False, warps=4, stages=2, precision="ieee", **blocks):
+    constants = {"BM": 64, "BN": 64, "BK": 32, "PRECISION": precision} | blocks
+    return SimpleNamespace(
+        kernel=samples.linear_relu_mask,
+        signature=samples.LINEAR_TYPES,
+        constants=constants,
+        divisible=samples.LINEAR_DIVISIBLE,
+        num_warps=warps,
+        num_stages=stages,
+        config=config,
+        gemm=gemm,
+        elementwise=elementwise,
+        architectures=report.ARCHITECTURES,
+    )
+
+
+def scaling(divisible=("x_ptr", "y_ptr", "n")):
+    types = {"x_ptr": "*fp32", "y_ptr": "*fp32", "n": "i32", "factor": "fp32"}
+    common = {"constants": {"BLOCK": 1024}, "num_warps": 4, "num_stages": 1, "config": "s-fp32", "gemm": False}
+    return SimpleNamespace(
+        kernel=samples.scale,
+        signature=types,
+        divisible=divisible,
+        elementwise=True,
+        architectures=report.ARCHITECTURES,
+        **common,
+    )
+
+
+@pytest.mark.parametrize("arch", report.ARCHITECTURES)
+def test_good_kernels_have_no_faults(arch):
+    for variant in (sample(), scaling()):
+        found = report.entry(variant, arch)
+        assert found.faults == ()
+        assert 0 < found.registers <= 256
+        assert 0 < found.occupancy <= 1
+
+
+@pytest.mark.parametrize("arch", ["80", "gfx942"])
+def test_spills_are_a_fault(arch):
+    found = report.entry(sample(warps=1, BM=128, BN=128), arch)
+    assert found.spill_bytes > 0
+    assert "local memory" in found.faults[0]
+
+
+@pytest.mark.parametrize(("arch", "stages"), [("80", 8), ("90", 8), ("gfx942", 4)])
+def test_too_much_shared_memory_is_a_fault(arch, stages):
+    found = report.entry(sample(stages=stages, warps=8, BM=128, BN=128, BK=64), arch)
+    assert any("shared memory" in fault for fault in found.faults)
+
+
+def test_a_product_without_tensor_cores_is_a_fault_unless_it_is_exact():
+    exact = sample("s-ieee-fp32")
+    exact.signature = {name: kind.replace("fp16", "fp32") for name, kind in samples.LINEAR_TYPES.items()}
+    assert report.entry(exact, "90").faults == ()
+    exact.config = "s-tf32-fp32"
+    assert report.entry(exact, "90").faults == ("a product without tensor cores",)
+
+
+def test_narrow_accesses_are_a_fault():
+    assert "narrow accesses" in report.entry(scaling(divisible=()), "90").faults[0]
+
+
+def test_the_report_is_written_and_its_exit_status_says_whether_all_is_well(tmp_path, monkeypatch, capsys):
+    found = [report.entry(scaling(), "90"), report.entry(scaling(divisible=()), "90")]
+    monkeypatch.setattr(report, "entries", lambda architectures, processes: found)
+    output = tmp_path / "folder" / "report.json"
+    assert report.main(["--output", str(output)]) == 1
+    written = json.loads(output.read_text())
+    assert [one["arch"] for one in written] == ["sm_90", "sm_90"]
+    for key in ("backend", "kernel", "config", "registers", "spill_bytes", "local_bytes", "shared_bytes"):
+        assert key in written[0]
+    assert written[0]["wide_memory_ops"] > 0
+    assert written[0]["tensor_core_ops"] == 0
+    assert "1 with faults" in capsys.readouterr().out
+    monkeypatch.setattr(report, "entries", lambda architectures, processes: found[:1])
+    assert report.main(["--output", str(output)]) == 0
+
+
+def test_an_unknown_architecture_is_refused():
+    with pytest.raises(SystemExit):
+        report.main(["75"])
+
+
+def test_an_error_of_the_compiler_is_a_line_of_its_own(monkeypatch):
+    broken = sample()
+    broken.constants = {**broken.constants, "BM": 48}
+    monkeypatch.setattr(report, "variants", lambda: iter([broken]))
+    found = report._entry_at(0, ("90",))
+    assert found.faults
+    assert found.registers == 0
+    assert torch.version.cuda is None or found.arch == "sm_90"

@@ -1,0 +1,242 @@
+"""Training steps on a GPU: gradients against double backward in float64, CUDA graphs, torch.compile, streams."""
+
+import pytest
+import torch
+from helpers import eager_attribute, eager_attribute_loss, relative_error, run_step
+from torch import Tensor, nn
+
+import xattr_cuda as xa
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU that PyTorch can use")
+DEVICE = "cuda"
+
+
+def perceptron(outputs: int = 1, widths: tuple[int, ...] = (118, 256, 128, 33)) -> nn.Module:
+    return xa.models.xmlp([*widths, outputs])
+
+
+def convnet(outputs: int = 10) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1, bias=False),
+        nn.LeakyReLU(0.1),
+        nn.MaxPool2d(3, 2, 1),
+        nn.Flatten(),
+        nn.Linear(32 * 4 * 4, 40, bias=False),
+        nn.ReLU(),
+        nn.Linear(40, outputs, bias=False),
+    )
+
+
+NETWORKS = {
+    "perceptron, one output": (lambda: perceptron(1), (118,)),
+    "perceptron": (lambda: perceptron(10), (118,)),
+    "wide perceptron": (lambda: perceptron(10, (300, 1024, 700)), (300,)),
+    "PReLU": (lambda: xa.models.xmlp([37, 65, 33, 3], activation=nn.PReLU), (37,)),
+    "convnet": (convnet, (3, 16, 16)),
+    "convnet, one output": (lambda: convnet(1), (3, 16, 16)),
+}
+BATCH = 100
+# Rounding carries pre-activations across zero in another way than PyTorch's own, which changes gradients: in this many
+# draws the smallest ratio of the two errors is one where it did not.
+DRAWS = 3
+
+by_network = pytest.mark.parametrize("network", NETWORKS)
+by_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+by_precision = pytest.mark.parametrize("precision", ["highest", "high"])
+
+
+@pytest.fixture(autouse=True)
+def _precision():
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def drawn(network: str, dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format):
+    """(model, the same in float64, x) on the device."""
+    build, sample = NETWORKS[network]
+    model = build().to(DEVICE, dtype)
+    exact = build().to(DEVICE, torch.float64)
+    exact.load_state_dict(model.state_dict())
+    x = torch.randn(BATCH, *sample, device=DEVICE).to(dtype)
+    if x.dim() == 4:
+        x, model = x.contiguous(memory_format=memory_format), model.to(memory_format=memory_format)
+    return model, exact, x
+
+
+def squares(output: Tensor, attribution: Tensor) -> Tensor:
+    return output.float().square().mean() + attribution.float().square().sum(1).mean()
+
+
+def worst_ratio(got, plain, truth) -> float:
+    """The largest error over twice PyTorch's own, among all that a step computes."""
+    ratios = []
+    for name, exact in truth.items():
+        assert got[name].dtype == plain[name].dtype, name
+        floor = torch.finfo(got[name].dtype).eps
+        own = relative_error(plain[name], exact)
+        ratios.append(relative_error(got[name], exact) / (2 * own + floor))
+    return max(ratios)
+
+
+def assert_good(step, network, dtype, memory_format=torch.contiguous_format) -> None:
+    """`step(attribute or eager, model, x)` is within twice PyTorch's own error in one of a few draws."""
+    found = []
+    for _ in range(DRAWS):
+        model, exact, x = drawn(network, dtype, memory_format)
+        found.append(worst_ratio(step(True, model, x), step(False, model, x), step(False, exact, x.double())))
+        if found[-1] <= 1:
+            return
+    pytest.fail(f"errors over twice those of PyTorch: {found}")
+
+
+def attributed(target):
+    def step(swept, model, x):
+        return run_step(xa.attribute if swept else eager_attribute, model, x, target, loss=squares)
+
+    return step
+
+
+def attributed_loss(labels):
+    def step(swept, model, x):
+        def attribute(model, x, target, *, cotangent):
+            function = xa.attribute_loss if swept else eager_attribute_loss
+            loss, _, attribution = function(model, x, nn.functional.cross_entropy, labels)
+            return loss, attribution
+
+        return run_step(attribute, model, x, loss=lambda loss, a: loss.float() + a.float().square().sum())
+
+    return step
+
+
+def target_of(network: str) -> Tensor | None:
+    return None if "one output" in network else torch.randint(3, (BATCH,), device=DEVICE)
+
+
+@by_network
+@by_dtype
+def test_an_attribution_and_its_gradients_are_within_twice_the_error_of_double_backward(network, dtype):
+    assert_good(attributed(target_of(network)), network, dtype)
+
+
+@by_precision
+@by_network
+def test_products_of_float32_have_the_precision_that_pytorch_is_set_to(network, precision):
+    torch.set_float32_matmul_precision(precision)
+    assert_good(attributed(target_of(network)), network, torch.float32)
+
+
+@pytest.mark.parametrize("network", [name for name in NETWORKS if "one output" not in name])
+@by_dtype
+def test_an_attributed_loss_is_within_twice_the_error_of_double_backward(network, dtype):
+    assert_good(attributed_loss(torch.randint(3, (BATCH,), device=DEVICE)), network, dtype)
+
+
+@by_dtype
+def test_channels_last_is_within_twice_the_error_of_double_backward(dtype):
+    assert_good(attributed(target_of("convnet")), "convnet", dtype, torch.channels_last)
+
+
+def training_step(network: str):
+    """(model, x, a function of x that takes one step with a prior and leaves the gradients in the model)."""
+    model, _, x = drawn(network, torch.float32)
+    target = target_of(network)
+
+    def step(x: Tensor) -> Tensor:
+        model.zero_grad(set_to_none=True)
+        output, attribution = xa.attribute(model, x, target)
+        loss = output.square().mean() + xa.priors.l1(attribution)
+        loss.backward()
+        return loss
+
+    return model, x, step
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in model.parameters()]
+
+
+@by_network
+def test_a_step_is_captured_as_a_cuda_graph_and_replayed_on_other_inputs(network):
+    model, x, step = training_step(network)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step(x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(x)
+    held = [p.grad for p in model.parameters()]
+    for _ in range(2):
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        got = [g.clone() for g in held]
+        step(x)
+        for a, b in zip(got, gradients(model), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@by_network
+def test_a_step_on_another_stream_needs_no_synchronisation(network):
+    model, x, step = training_step(network)
+    step(x)
+    want = gradients(model)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(10_000_000)
+        late = torch.zeros_like(x)
+        late.copy_(x)  # only what follows on this stream sees it
+        step(late)
+    side.synchronize()
+    for a, b in zip(gradients(model), want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("network", ["perceptron", "perceptron, one output", "convnet"])
+def test_a_compiled_step_gives_every_parameter_its_gradient(network):
+    model, _, x = drawn(network, torch.float32)
+    target = target_of(network)
+
+    def loss(x: Tensor) -> Tensor:
+        output, attribution = xa.attribute(model, x, target)
+        return output.square().mean() + xa.priors.l1(attribution)
+
+    def taken(function) -> list[Tensor]:
+        model.zero_grad(set_to_none=True)
+        function(x).backward()
+        return gradients(model)
+
+    want = taken(loss)
+    torch.compiler.reset()
+    compiled = torch.compile(loss)
+    for _ in range(2):
+        for a, b in zip(taken(compiled), want, strict=True):
+            assert relative_error(a, b) <= 1e-4
+
+
+def test_a_step_does_not_wait_for_the_device():
+    _, x, step = training_step("perceptron, one output")
+    step(x)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_step_gives_the_same_bits_every_time():
+    for network in NETWORKS:
+        if "convnet" in network:  # cuDNN's own weight gradients may be summed in another order
+            continue
+        model, x, step = training_step(network)
+        step(x)
+        want = gradients(model)
+        step(x)
+        assert all(torch.equal(a, b) for a, b in zip(gradients(model), want, strict=True)), network

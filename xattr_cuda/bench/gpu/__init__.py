@@ -1,0 +1,1 @@
+"""The benchmark on a GPU: every case and operator timed there, beside what the device itself can do."""
