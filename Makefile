@@ -36,7 +36,7 @@ lint: $(STAMP)  ## Check style and types: ruff, clang-format, mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/mypy -p xattr_cuda
-	cd kernels && MYPYPATH=. ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache/kernels -p reference
+	$(BIN)/mypy --cache-dir .mypy_cache/kernels -p kernels.reference -p kernels.triton
 
 format: $(STAMP)  ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix-only .

@@ -99,7 +99,7 @@ def variants(kernel: Any, values: tuple[str, ...], bits: str = "bits_ptr") -> It
     for (dtype, pointer), (what, slope, aligned, row) in itertools.product(POINTERS.items(), _KINDS):
         pointers = {bits: "*i32", **dict.fromkeys(values, pointer), **({"slope_ptr": pointer} if slope else {})}
         for config, archs in by_config(partial(_config, DTYPES[dtype], 16 if aligned else 1)):
-            constants = {"SLOPE": slope, "ROW": row or config.blocks["WORDS"]}
+            constants: dict[str, Any] = {"SLOPE": slope, "ROW": row or config.blocks["WORDS"]}
             constants |= {} if slope else {"slope_ptr": None}
             constants |= {"rows": 1} if aligned and slope != SLOPES else {}
             sizes = {name: "i32" for name in ("rows", "n", "row_words") if name not in constants}

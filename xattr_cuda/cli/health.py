@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import models, ops, priors
 from .._version import __version__
+from ..ops import gpu
 from ..ops.backend import BACKENDS
 from ..sweep import attribute
 
@@ -63,16 +64,21 @@ def _whole(generator: torch.Generator, *shape: int, high: int = 3) -> Tensor:
 def _operator_cases() -> Iterator[tuple[str, tuple[Any, ...]]]:
     """(operator, arguments) for every operator, at odd sizes."""
     generator = torch.Generator().manual_seed(0)
-    B, K, N = 9, 37, 67
+    B, K, N, windows = 9, 37, 67, ((3, 2), (2, 2), (1, 0), (1, 1))
     z, other, x = _whole(generator, B, N), _whole(generator, B, N), _whole(generator, B, K)
     weight = _whole(generator, N, K)
-    bits = ops.relu_mask(z)[1]
+    image, pooled = _whole(generator, 2, 3, 7, 8), _whole(generator, 2, 3, 4, 4)
+    with ops.use_backend("reference"):
+        bits, idx = ops.relu_mask(z)[1], ops.max_pool(image, *windows)[1]
     yield "relu_mask", (z,)
     yield "mask_mul", (other, bits)
     yield "add_relu_mask", (z, other)
     yield "linear_relu_mask", (x, weight)
     yield "matmul_mask", (x, weight.T, bits)
     yield "dual_weight_grad", (z, x, other, x.flip(0))
+    yield "max_pool", (image, *windows)
+    yield "pool_pull", (pooled, idx, tuple(image.shape), *windows)
+    yield "pool_push", (image, idx, *windows)
     yield "gini", (z.flatten().abs(),)
 
 
@@ -81,15 +87,21 @@ def _agree(got: Any, wanted: Any, tolerance: float) -> bool:
     return all(torch.allclose(g.cpu().double(), w.double(), rtol=0, atol=tolerance) for g, w in pairs)
 
 
+def _moved(argument: Any, device: str, dtype: torch.dtype) -> Any:
+    if not isinstance(argument, Tensor):
+        return argument
+    return argument.to(device, dtype if argument.is_floating_point() else argument.dtype)
+
+
 def _wrong_operators(name: str, device: str) -> list[str]:
     """Operators whose results on a back end differ from the float64 reference."""
     wrong = []
     for operator, arguments in _operator_cases():
         run = getattr(ops, operator)
         with ops.use_backend("reference"):
-            wanted = run(*(a.double() if a.is_floating_point() else a for a in arguments))
+            wanted = run(*(_moved(a, "cpu", torch.float64) for a in arguments))
         with ops.use_backend(name):
-            got = run(*(a.to(device) for a in arguments))
+            got = run(*(_moved(a, device, torch.float32) for a in arguments))
         if not _agree(got, wanted, GINI_TOLERANCE if operator == "gini" else 0):
             wrong.append(operator)
     return wrong
@@ -120,7 +132,7 @@ def _step_is_right(name: str, device: str) -> bool:
 
 
 def _checked(name: str) -> BackendHealth:
-    device = "cuda" if name in ("triton", "cuda") else "cpu"
+    device = gpu.device() if name == "triton" else "cuda" if name == "cuda" else "cpu"
     try:
         wrong = _wrong_operators(name, device)
         if not wrong and _step_is_right(name, device):

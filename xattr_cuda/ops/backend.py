@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from . import gpu
 from .library import checked_reference, extension, extension_missing
 from .schemas import NAMESPACE, SCHEMAS
 
@@ -20,6 +21,7 @@ _reference = {name: checked_reference(name) for name in SCHEMAS}
 
 # One choice for the process, as torch.backends has it: torch.compile guards on a global, not on a ContextVar.
 _active = "auto"
+_device: str | None = None  # the only one that a forced back end runs on
 
 
 def unavailable(backend: str) -> str:
@@ -28,8 +30,10 @@ def unavailable(backend: str) -> str:
         return f"there is no back end {backend!r}; choose one of {', '.join(BACKENDS)}"
     if backend == "cpu" and extension is None:
         return f"the C++ extension is {extension_missing}; install a C++ compiler and reinstall without NO_EXT"
-    if backend in ("triton", "cuda"):
-        return "this version has no GPU kernels yet; GPU tensors run on the reference"
+    if backend == "triton":
+        return gpu.unavailable()
+    if backend == "cuda":
+        return "this version has no kernels in CUDA C++; GPU tensors run on Triton"
     return ""
 
 
@@ -42,28 +46,51 @@ def active() -> str:
 def use_backend(name: str) -> Iterator[None]:
     """Force a back end inside a `with` block.
 
-    name: `reference` (pure PyTorch, any device), `cpu` (the C++ kernels), `triton`, `cuda`, or `auto`, the default:
-    the fastest that the tensors' device has. The choice holds for all threads of the process. A backward pass runs on
-    the back end of its forward pass.
+    name: `reference` (pure PyTorch, any device), `cpu` (the C++ kernels), `triton` (the GPU kernels; what they do not
+    serve, such as float64, runs on the reference), `cuda`, or `auto`, the default: the fastest that the tensors' device
+    has. The choice holds for all threads of the process. A backward pass runs on the back end of its forward pass.
     Raises RuntimeError, with what to do, where the back end cannot run.
     """
     if name != "auto" and (reason := unavailable(name)):
         raise RuntimeError(f"back end {name!r} cannot run: {reason}")
-    global _active
-    before, _active = _active, name
+    before = _active
+    _set(name)
     try:
         yield
     finally:
-        _active = before
+        _set(before)
 
 
-def check_device(device: torch.device) -> None:
-    """Raise RuntimeError where the back end in force does not run on `device`."""
-    name = _active
-    if name == "cpu" and device.type != "cpu":
-        raise RuntimeError(f"back end 'cpu' was forced, but the tensors are on {device}; move them or use 'reference'")
+def _set(name: str) -> None:
+    global _active, _device
+    _active, gpu.forced = name, name == "triton"
+    _device = {"cpu": "cpu", "triton": gpu.device(), "cuda": "cuda"}.get(name)
+
+
+def check_device(device: torch.device, op: str = "") -> None:
+    """Raise RuntimeError where the back end in force does not run on `device`; `op` is the operator that is called."""
+    if _device is not None and device.type != _device:
+        who, move = f"{NAMESPACE}::{op}: " if op else "", f"move them to {_device!r} or use 'reference'"
+        raise RuntimeError(f"{who}back end {_active!r} was forced, but the tensors are on {device}; {move}")
+
+
+def _on_triton(name: str) -> Callable[..., Any]:
+    """Operator `name` on its Triton kernel, on whichever device these run."""
+    dispatched = _dispatched[name]
+
+    def run(*args: Any) -> Any:
+        check_device(gpu.first_tensor(args).device, name)
+        if _device == "cuda":
+            return dispatched(*args)
+        with gpu.OnTriton():
+            return dispatched(*args)
+
+    return run
+
+
+_triton = {name: _on_triton(name) for name in SCHEMAS}
 
 
 def implementation(name: str) -> Callable[..., Any]:
     """The function that runs operator `name` on the back end in force."""
-    return (_reference if _active == "reference" else _dispatched)[name]
+    return (_reference if _active == "reference" else _triton if _active == "triton" else _dispatched)[name]

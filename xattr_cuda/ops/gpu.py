@@ -1,0 +1,157 @@
+"""Operators on GPU tensors: the Triton kernel where there is one that works, the reference elsewhere.
+
+This is the one place where that is chosen. Triton is imported, and a kernel compiled, when a GPU tensor first needs it.
+A Triton that is missing, or a kernel that fails to compile or to start, is reported in one warning and replaced by the
+reference from then on; unless the back end was forced (`use_backend("triton")`), where it is an error. What a kernel
+does not serve, float64 among it, goes to the reference without a word.
+"""
+
+import functools
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import signature
+from .library import checked_reference
+from .schemas import NAMESPACE, SCHEMAS
+
+OLDEST = (8, 0)  # compute capability: below it there is no bf16, nor the asynchronous copies that kernels are made for
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+forced = False
+"""Whether failures are errors; set by `use_backend`."""
+
+failures: dict[str, str] = {}
+"""Why an operator runs on the reference although it has a kernel, by operator."""
+
+_library = torch.library.Library(NAMESPACE, "IMPL")
+_reference = {name: checked_reference(name) for name in SCHEMAS}
+
+
+def executes_cpu_tensors() -> bool:
+    """Whether Triton's active driver runs kernels on CPU tensors, as that of an emulator does, which says so itself."""
+    if sys.modules.get("triton") is None:
+        return False
+    from triton.runtime.driver import driver
+
+    # The property `active` would create the default driver, which takes a GPU.
+    return bool(getattr(driver._active, "executes_cpu_tensors", False))
+
+
+def device() -> str:
+    """Where the tensors of a forced `triton` have to be."""
+    return "cpu" if executes_cpu_tensors() else "cuda"
+
+
+def unavailable() -> str:
+    """Why no Triton kernel can run here, and what to do about it; empty if they can."""
+    if not executes_cpu_tensors():
+        if not torch.cuda.is_available():
+            return f"torch {torch.__version__} sees no GPU"
+        if reason := _too_old(torch.cuda.current_device()):
+            return reason
+    return _kernels()[1]
+
+
+@functools.cache
+def _too_old(index: int) -> str:
+    if torch.version.hip or torch.cuda.get_device_capability(index) >= OLDEST:
+        return ""
+    capability = ".".join(map(str, torch.cuda.get_device_capability(index)))
+    wanted = ".".join(map(str, OLDEST))
+    return f"{torch.cuda.get_device_name(index)} has compute capability {capability}; the kernels need {wanted}"
+
+
+@functools.cache
+def _kernels() -> tuple[ModuleType | None, str]:
+    """The launchers and "", or None and the reason why they are missing."""
+    try:
+        return importlib.import_module("..kernels.triton", __package__), ""
+    except ModuleNotFoundError as error:
+        if error.name == "triton":
+            return None, "Triton is not installed; pip install 'xattr_cuda[triton]'"
+        return None, f"the Triton kernels cannot be imported: {error}"
+    except Exception as error:
+        # An import of Triton may raise anything where its release and torch or the driver do not fit.
+        return None, f"the Triton kernels cannot be imported: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    """One warning a reason and process."""
+    warnings.warn(f"xattr_cuda: {reason}. GPU tensors run on the PyTorch reference instead.", stacklevel=2)
+
+
+def _launcher(name: str, first: Tensor) -> Callable[..., Any] | None:
+    """The Triton launcher of an operator for tensors of that dtype and device, if it can serve them."""
+    if first.dtype not in DTYPES or (name in failures and not forced):
+        return None
+    kernels, reason = _kernels()
+    if not reason and first.is_cuda:
+        reason = _too_old(first.device.index)
+    if reason:
+        if forced:
+            raise RuntimeError(f"xattr::{name}: back end 'triton' was forced, but {reason}")
+        _warn_once(reason)
+        return None
+    return getattr(kernels, name, None)
+
+
+def first_tensor(args: Sequence[Any]) -> Tensor:
+    """The first tensor among the arguments of an operator; it says the dtype and the device of the call."""
+    flat = (t for arg in args for t in (arg if isinstance(arg, (list, tuple)) else (arg,)))
+    return next(t for t in flat if isinstance(t, Tensor))
+
+
+def runner(name: str) -> Callable[..., Any]:
+    """The function behind operator `name` for the tensors of a GPU."""
+    check, reference = getattr(signature, name), _reference[name]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        launcher = _launcher(name, first_tensor(args))
+        if launcher is None:
+            return reference(*args, **kwargs)
+        check(*args, **kwargs)
+        try:
+            result = launcher(*args, **kwargs)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise  # the reference would fare no better
+        except Exception as error:
+            if forced:
+                raise RuntimeError(f"xattr::{name}: its Triton kernel fails: {error}") from error
+            failures[name] = _first_line(error)
+            _warn_once(f"the Triton kernel of xattr::{name} fails: {failures[name]}")
+            result = NotImplemented
+        return reference(*args, **kwargs) if result is NotImplemented else result
+
+    return run
+
+
+RUNNERS = {name: runner(name) for name in SCHEMAS}
+
+for _name, _run in RUNNERS.items():
+    _library.impl(_name, _run, "CUDA")
+
+
+class OnTriton(TorchDispatchMode):
+    """Within it the operators run Triton kernels on CPU tensors too, below their derivatives."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().removeprefix(f"{NAMESPACE}::")
+        run = RUNNERS.get(name) if func.namespace == NAMESPACE else None
+        return (run or func)(*args, **(kwargs or {}))
