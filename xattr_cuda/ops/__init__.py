@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .backend import active, check_device, implementation, unavailable, use_backend
+from .backend import active, check_device, has_perceptron_kernels, implementation, unavailable, use_backend
 from .library import extension
 from .schemas import SCHEMAS
 
@@ -19,6 +19,7 @@ __all__ = [
     "dual_weight_grad",
     "extension",
     "gini",
+    "has_perceptron_kernels",
     "linear_relu_mask",
     "mask_mul",
     "matmul_mask",

@@ -60,9 +60,8 @@ class Perceptron:
 
     @staticmethod
     def of(bound: BoundProgram, xs: Sequence[Tensor]) -> "Perceptron | None":
-        """The program's layers as one perceptron, if they are one that the native kernels run."""
-        native = ops.extension is not None and ops.active() in ("auto", "cpu")
-        if not native or len(xs) != 1 or xs[0].dim() != 2 or xs[0].device.type != "cpu":
+        """The program's layers as one perceptron, if they are one that has kernels."""
+        if len(xs) != 1 or xs[0].dim() != 2 or not ops.has_perceptron_kernels(xs[0]):
             return None
         weights: list[Tensor] = []
         slopes: list[float] = []
