@@ -44,7 +44,7 @@ format: $(STAMP)  ## Rewrite the sources in the project's style
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: $(STAMP)  ## Time every case and operator, renew the figures of README.md and docs/ (long, for torch.compile; BENCH= leaves it out: ten minutes)
-	$(BIN)/xattr-cuda bench --case all --memory --count --scaling $(BENCH) --output build/bench --readme README.md
+	$(BIN)/xattr-cuda bench --case all --memory --count --scaling --overhead $(BENCH) --output build/bench --readme README.md
 	$(BIN)/python -m pytest benchmarks/operators.py --benchmark-only --benchmark-columns=median,iqr,rounds
 
 kernel-report: $(STAMP)  ## Compile every Triton kernel for every architecture, without a GPU: registers, spills, instructions

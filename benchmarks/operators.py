@@ -4,6 +4,7 @@ python -m pytest benchmarks/operators.py --benchmark-only
 """
 
 import itertools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -14,9 +15,8 @@ from torch import Tensor
 
 import xattr_cuda as xa
 from xattr_cuda.bench.cases import GINI
+from xattr_cuda.bench.contestants import Step
 from xattr_cuda.bench.gini import gini_steps
-from xattr_cuda.bench.measure import summarise
-from xattr_cuda.training.timing import interleaved
 
 BATCH, K, N = 512, *PAPER.widths[:2]
 PIXELS = 150_528  # 3 x 224 x 224
@@ -45,7 +45,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "pool_pull": (pooled, idx, image.shape, *windows),
     "pool_push": (image, idx, *windows),
     "mlp_attribute": (x, *network, u, [], kept),
-    "mlp_attribute_backward": (x, None, *network, masks, [*cotangents, u], [], [*kept, len(weights)]),
+    "mlp_attribute_backward": (x, x, u, None, None, *network, masks, [*cotangents, u], [], [*kept, len(weights)]),
     "gini": (torch.rand(PIXELS),),
 }
 
@@ -63,17 +63,11 @@ def test_operator(benchmark: BenchmarkFixture, op: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", GINI)
-def test_gini_against_a_sort(benchmark: BenchmarkFixture, name: str) -> None:
+def test_gini_against_a_sort(
+    benchmark: BenchmarkFixture, in_turn: Callable[[Mapping[str, Step], int], None], name: str
+) -> None:
     """One round is a sort, and the coefficient with its gradient, in turn; ratios are in extra_info."""
     steps, _ = gini_steps(GINI[name].n)
     steps.pop("pairwise", None)
-    seconds: dict[str, list[float]] = {contestant: [] for contestant in steps}
-
-    def turn() -> None:
-        for contestant, times in interleaved(steps, rounds=1, warmup=0).items():
-            seconds[contestant] += times
-
     benchmark.group = "gini"
-    benchmark.pedantic(turn, rounds=30, iterations=1, warmup_rounds=3)
-    results = summarise({contestant: times[-30:] for contestant, times in seconds.items()})
-    benchmark.extra_info["contestants"] = {contestant: result.to_json() for contestant, result in results.items()}
+    in_turn(steps, 30)

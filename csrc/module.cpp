@@ -1,14 +1,17 @@
 // The extension module: importing it registers the operators' kernels. What is not an operator is bound here.
+#include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
 #include <map>
 #include <string>
 
 #include "cpu/isa/kernels.h"
-#include "cpu/perceptron.h"
+#include "cpu/sweep_plan.h"
+#include "perceptron_node.h"
 
 namespace {
 
@@ -35,11 +38,30 @@ std::map<std::string, std::string> build_info() {
   return info;
 }
 
+namespace py = pybind11;
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Kernels of xattr_cuda. Importing this module registers them with PyTorch's dispatcher.";
   m.def("build_info", &build_info, "How the extension was built: a dict of str to str.");
-  m.attr("LARGEST_NETWORK") = xattr::kLargestNetwork;
   m.def("cpu_capability", &xattr::instruction_set, "The instruction set that the CPU kernels use on this processor.");
+
+  py::class_<xattr::SweepPlan>(m, "SweepPlan", "How the CPU sweeps a perceptron of these widths in fp32.")
+      .def(py::init([](const std::vector<int64_t>& widths, int64_t rows) {
+        return xattr::SweepPlan(widths, rows, at::kFloat);
+      }))
+      .def_readonly("tiles", &xattr::SweepPlan::tiles)
+      .def_readonly("threads", &xattr::SweepPlan::threads)
+      .def_readonly("height", &xattr::SweepPlan::height)
+      .def_readonly("sums_gradients", &xattr::SweepPlan::sums_gradients)
+      .def_readonly("repeats_last", &xattr::SweepPlan::repeats_last);
+
+  py::class_<xattr::PerceptronStep>(m, "PerceptronStep", "A step of a perceptron between its two native calls.")
+      .def_readonly("y", &xattr::PerceptronStep::y)
+      .def_readonly("unscaled", &xattr::PerceptronStep::unscaled);
+  m.def(
+      "sweep", &xattr::sweep_perceptron, py::call_guard<py::gil_scoped_release>(),
+      "The forward and the attribution sweep: as in xattr_cuda/sweep/perceptron_function.py.");
+  m.def("results", &xattr::perceptron_results, "(output, attribution, loss), differentiable: as there.");
 }

@@ -1,17 +1,15 @@
 """Reports of the benchmark: tables, marked blocks of a file, charts, JSON and the command."""
 
 import json
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from rich.console import Console
 from test_bench import IMAGES, TINY
-from test_cli import PNG, assert_one_line_error, environment, run
+from test_cli import PNG, assert_ctrl_c_is_one_line_and_130, assert_one_line_error, run
 
-from xattr_cuda.bench import charts, markers, measure, report, scaling
+from xattr_cuda.bench import charts, markers, measure, overhead, report, scaling
 from xattr_cuda.bench.cases import GINI, GROUPS, STEPS
 from xattr_cuda.bench.contestants import CONTESTANTS, Contestant, double_backward_loss, eager
 from xattr_cuda.cli import main
@@ -33,6 +31,12 @@ def made_up(cases=STEPS, contestants=CONTESTANTS, more=True):
                 result.more = {"flops": 10.0, "launches": 100.0 + k, **dict.fromkeys(keys, k + 10.5)}
         found.append(measure.Measurement(case, 5, results, floors))
     return found
+
+
+def whole():
+    """Those of every case."""
+    names = dict.fromkeys(("torch.sort", "gini", "pairwise"), CONTESTANTS["plain"])
+    return [*made_up(), *made_up(GINI, names, more=False)]
 
 
 def test_blocks_are_rewritten_and_nothing_else():
@@ -91,12 +95,14 @@ def test_only_what_was_measured_whole_is_renewed():
     assert list(report.readme_blocks(made_up({"paper": STEPS["paper"]}), [])) == []
     some = {name: STEPS[name] for name in GROUPS["perceptrons"]}
     assert list(report.readme_blocks(made_up(some), [])) == ["perceptrons"]
-    everything = report.readme_blocks(made_up(), ["docs/steps.png"])
+    everything = report.readme_blocks(whole(), ["docs/steps.png"], dict.fromkeys(overhead.NAMES, 1e-5))
     assert set(everything) == set(report.BLOCKS)
     assert everything["charts"] == "![Time of a training step over the plain step](docs/steps.png)"
     assert "| 118-512-128-32-1 | 100 | 2.00x | 3.00x |" in everything["perceptrons"]
     assert "Peak of allocated memory:" in everything["convolutional"]
     assert "| image-10 | 12.50x (2.10x) | 13.50x (1.50x) |" in everything["operations"]
+    assert "| 150528 | 2.00x | 3.00x |" in everything["gini"]
+    assert "take 10 us" in everything["overhead"]
     assert "operations" not in report.readme_blocks(made_up(more=False), [])
 
 
@@ -200,8 +206,9 @@ def test_the_command_refuses_wrong_gradients(monkeypatch, capfd):
 def test_the_command_renews_what_it_measured_whole(tmp_path, monkeypatch, capsys):
     text = "".join(f"<!-- bench:{name} -->\nold\n<!-- /bench:{name} -->\n" for name in report.BLOCKS)
     (tmp_path / "R.md").write_text(text)
-    monkeypatch.setattr("xattr_cuda.bench.run.run", lambda *args: made_up())
-    assert command(monkeypatch, "--case", "all", "--readme", tmp_path / "R.md") == 0
+    monkeypatch.setattr("xattr_cuda.bench.run.run", lambda *args: whole())
+    monkeypatch.setattr(overhead, "measure", lambda rounds: dict.fromkeys(overhead.NAMES, 1e-5))
+    assert command(monkeypatch, "--case", "all", "--overhead", "--readme", tmp_path / "R.md") == 0
     new = (tmp_path / "R.md").read_text()
     assert "old" not in new
     assert "![Time of a training step over the plain step](docs/steps.png)" in new
@@ -213,20 +220,11 @@ def test_the_command_renews_what_it_measured_whole(tmp_path, monkeypatch, capsys
 
 
 def test_ctrl_c_is_one_line_and_130(tmp_path):
-    script = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from xattr_cuda.cli import main; main()"
-    )
-    arguments = ["bench", "--case", "paper", "--rounds", "1000000", "--output", "out"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *arguments],
-        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "out").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert stderr == "xattr-cuda: interrupted\n"
+    assert_ctrl_c_is_one_line_and_130("bench", "--case", "paper", "--rounds", "1000000", folder=tmp_path, into_work=2)
+
+
+def test_the_overhead_is_measured_and_said():
+    found = overhead.measure(rounds=2)
+    assert set(found) == set(overhead.NAMES)
+    assert 0 < found["operators"] < found["attribute"]
+    assert f"take {1e6 * found['attribute']:.0f} us" in overhead.words(found)

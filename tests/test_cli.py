@@ -247,25 +247,30 @@ def test_the_package_and_its_help_need_no_extras(tmp_path):
     assert run("train", "--help", folder=tmp_path, python=("-c", script)).returncode == 0
 
 
-def test_ctrl_c_is_one_line_and_130(tmp_path):
+def assert_ctrl_c_is_one_line_and_130(*arguments, folder, into_work):
+    """Interrupt a command, told to write to `out` in `folder`, so many seconds after it has begun its work."""
     # A shell may start background jobs with SIGINT ignored; the command must see it all the same.
     script = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "from xattr_cuda.cli import main; main()"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, "demo", "--epochs", "5000", "--output", "out"],
-        cwd=tmp_path,
+        [sys.executable, "-c", script, *arguments, "--output", "out"],
+        cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     deadline = time.monotonic() + 60
-    while not (tmp_path / "out").exists() and time.monotonic() < deadline:
+    while not (folder / "out").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(1)
+    time.sleep(into_work)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert stderr == "xattr-cuda: interrupted\n"
+
+
+def test_ctrl_c_is_one_line_and_130(tmp_path):
+    assert_ctrl_c_is_one_line_and_130("demo", "--epochs", "5000", folder=tmp_path, into_work=1)

@@ -80,6 +80,11 @@ def swept(net: Net) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     return bits, [*g[1:], net.u], [net.x, *h]
 
 
+def started(v: Tensor | None) -> tuple[Tensor | None, ...]:
+    """x, a, s and c for tangents that start at v."""
+    return (v, None if v is None else torch.ones_like(v), None, None)
+
+
 def test_the_operators_are_registered_as_all_are():
     for op in OPS:
         assert op in xa.ops.SCHEMAS
@@ -116,7 +121,7 @@ def test_gradients_are_within_twice_the_error_of_pytorch(widths, rows, dtype, ch
     trained = list(range(1, len(widths)))
     own, task = ([], h) if v is None else (g, [] if delta is None else h)
     found, v_end, delta_end = xa.ops.mlp_attribute_backward(
-        v, delta, args.weights, args.slopes, bits, own, task, trained, v is not None, delta is not None
+        *started(v), delta, args.weights, args.slopes, bits, own, task, trained, v is not None, delta is not None
     )
 
     def sums(dtype):
@@ -140,12 +145,27 @@ def test_gradients_are_within_twice_the_error_of_pytorch(widths, rows, dtype, ch
         assert_within_twice(got, want, exact, f"result {k}")
 
 
+@pytest.mark.parametrize("rows", [40, 700])
+@pytest.mark.parametrize("present", ["a", "s", "as", "ac", "asc"])
+def test_the_own_chain_starts_where_it_is_told(rows, present, backend):
+    args = net((64, 96, 48, 1), rows)
+    bits, g, _ = swept(args)
+    a, s, c = torch.randn_like(args.x), torch.randn(1, 1).expand(rows, 1), torch.randn(rows, 1)
+    v = ((c if "c" in present else 1) * a if "a" in present else 0) + (s if "s" in present else 0)
+    rest = (None, args.weights, args.slopes, bits, g, [], [1, 2, 3], True)
+    given = [t if name in present else None for name, t in (("a", a), ("s", s), ("c", c))]
+    got, end, _ = xa.ops.mlp_attribute_backward(args.x, *given, *rest)
+    want, want_end, _ = xa.ops.mlp_attribute_backward(*started(v * args.x), *rest)
+    for one, other in zip([*got, end], [*want, want_end], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("trained", [[], [1], [2, 3], [4], [1, 4]], ids=str)
 def test_layers_that_are_not_trained_change_no_other_gradient(trained, backend):
     args = net((118, 512, 128, 32, 1), 100)
     bits, g, h = swept(args)
     v, delta = torch.randn_like(args.x), torch.randn_like(args.u)
-    common = (v, delta, args.weights, args.slopes, bits)
+    common = (*started(v), delta, args.weights, args.slopes, bits)
     everything, *ends = xa.ops.mlp_attribute_backward(*common, g, h, [1, 2, 3, 4], True, True)
     few, *same_ends = xa.ops.mlp_attribute_backward(
         *common, [g[k - 1] for k in trained], [h[k - 1] for k in trained], trained, True, True
@@ -175,7 +195,7 @@ def test_results_do_not_depend_on_the_number_of_threads(threads, backend):
         torch.set_num_threads(count)
         bits, g, h = swept(args)
         found, _, _ = xa.ops.mlp_attribute_backward(
-            args.x, args.u, args.weights, args.slopes, bits, g, h, [1, 2, 3], False, False
+            *started(args.x), args.u, args.weights, args.slopes, bits, g, h, [1, 2, 3], False, False
         )
         return [*bits, *g, *h, *found]
 
@@ -203,10 +223,12 @@ def test_strided_arguments_and_none_is_changed(strided, backend):
     for got, want in zip([*bits, *g, *h], [t for part in swept(contiguous) for t in part], strict=True):
         torch.testing.assert_close(got, want)
     found = xa.ops.mlp_attribute_backward(
-        *(args.x, args.u, args.weights, args.slopes, [b.T.contiguous().T for b in bits]),
+        *(*started(args.x), args.u, args.weights, args.slopes, [b.T.contiguous().T for b in bits]),
         *(g, [t.T.contiguous().T for t in h], [1, 2, 3], True, True),
     )
-    want = xa.ops.mlp_attribute_backward(args.x, args.u, args.weights, args.slopes, bits, g, h, [1, 2, 3], True, True)
+    want = xa.ops.mlp_attribute_backward(
+        *started(args.x), args.u, args.weights, args.slopes, bits, g, h, [1, 2, 3], True, True
+    )
     torch.testing.assert_close(found, want)
     assert all(torch.equal(a, b) for a, b in zip([args.x, args.u, *args.weights], before, strict=True))
 
@@ -255,7 +277,16 @@ def test_opcheck(rows, requires_grad):
         ends = (one[0] is not None, one[1] is not None)
         torch.library.opcheck(
             torch.ops.xattr.mlp_attribute_backward.default,
-            (*one, weights, args.slopes, bits, *([t.detach() for t in part] for part in pairs), [2, 3], *ends),
+            (
+                *started(one[0]),
+                one[1],
+                weights,
+                args.slopes,
+                bits,
+                *([t.detach() for t in part] for part in pairs),
+                [2, 3],
+                *ends,
+            ),
         )
 
 
@@ -263,7 +294,7 @@ def test_the_backward_pass_has_no_derivative():
     args = net((20, 33, 2), 5)
     bits, g, _ = swept(args)
     found, _, _ = xa.ops.mlp_attribute_backward(
-        args.x.requires_grad_(), None, args.weights, args.slopes, bits, g, [], [1, 2]
+        *started(args.x.requires_grad_()), None, args.weights, args.slopes, bits, g, [], [1, 2]
     )
     with pytest.raises(NotImplementedError, match="engine='autograd'"):
         found[0].sum().backward()
@@ -303,17 +334,22 @@ def test_misuse_of_the_backward_pass_is_refused_by_name(backend):
     args = net((20, 33, 2), 5)
     bits, g, h = swept(args)
     net_args = (args.weights, args.slopes)
-    v, delta, trained = args.x, args.u, [1, 2]
+    delta, trained = args.u, [1, 2]
+    x, own, task = args.x, started(args.x), (None, None, None, None)
     for call, message in (
-        ((None, None, *net_args, bits, [], [], trained), "`v` and `delta` are both None"),
-        ((v, None, *net_args, [], g, [], trained), "`bits` has 0 masks"),
-        ((v, None, *net_args, [bits[0][:4]], g, [], trained), "`bits` is "),
-        ((v, None, *net_args, bits, g[:1], [], trained), "`g` has 1 tensors; wanted 2"),
-        ((v, delta, *net_args, bits, g, h[1:], trained), "`h` has 1 tensors; wanted 2"),
-        ((v, None, *net_args, bits, [g[1], g[0]], [], trained), "`g` is "),
-        ((v[:4], delta, *net_args, bits, g, h, trained), "xattr::mlp_attribute_backward: "),
-        ((v, None, *net_args, bits, g, [], [0, 1]), "`trained` is .*from 1 to 2"),
-        ((v, None, *net_args, bits, g, [], trained, False, True), "the end of a chain"),
+        ((*task, None, *net_args, bits, [], [], trained), "`x` and `delta` are both None"),
+        ((x, None, None, None, delta, *net_args, bits, g, h, trained), "`a` and `s` are both None"),
+        ((x, x[:4], None, None, None, *net_args, bits, g, [], trained), "`a` is "),
+        ((x, None, x, None, None, *net_args, bits, g, [], trained), r"`s` is .*wanted .*\[5, 1\]"),
+        ((x, x, None, x[:, 0], None, *net_args, bits, g, [], trained), r"`c` is .*wanted .*\[5, 1\]"),
+        ((*own, None, *net_args, [], g, [], trained), "`bits` has 0 masks"),
+        ((*own, None, *net_args, [bits[0][:4]], g, [], trained), "`bits` is "),
+        ((*own, None, *net_args, bits, g[:1], [], trained), "`g` has 1 tensors; wanted 2"),
+        ((*own, delta, *net_args, bits, g, h[1:], trained), "`h` has 1 tensors; wanted 2"),
+        ((*own, None, *net_args, bits, [g[1], g[0]], [], trained), "`g` is "),
+        ((*started(x[:4]), delta, *net_args, bits, g, h, trained), "xattr::mlp_attribute_backward: "),
+        ((*own, None, *net_args, bits, g, [], [0, 1]), "`trained` is .*from 1 to 2"),
+        ((*own, None, *net_args, bits, g, [], trained, False, True), "the end of a chain"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             xa.ops.mlp_attribute_backward(*call)

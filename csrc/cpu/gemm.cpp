@@ -18,6 +18,7 @@ namespace {
 constexpr int64_t kTileRows = 128;              // of a tile of a product, at most
 constexpr int64_t kGradientRows = 64;           // of a tile of a transposed product, at most
 constexpr int64_t kLargestFactor = 256 * 1024;  // elements: 1 MiB of fp32, the second-level cache
+constexpr int64_t kLargestSum = 1024 * 1024;    // elements that a product is given before it is added to another
 constexpr int64_t kSmallestProduct = 48 * 48 * 48;
 
 struct Span {
@@ -28,6 +29,15 @@ struct Span {
 // A thread's share of `size` rows or columns: whole vectors.
 int64_t thread_share(int64_t size) {
   return std::max<int64_t>(1, divide_up(divide_up(size, at::get_num_threads()), kVector)) * kVector;
+}
+
+// out += a b, by blocks of rows. A sum of its own is more exact than one that starts from what is there.
+void add_product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
+  const int64_t height = std::max<int64_t>(1, kLargestSum / std::max<int64_t>(1, out.size(1)));
+  for (int64_t begin = 0; begin < out.size(0); begin += height) {
+    const int64_t count = std::min(height, out.size(0) - begin);
+    out.narrow(0, begin, count).add_(at::mm(a.narrow(0, begin, count), b));
+  }
 }
 
 // out (+)= a.T b on the tile rows x columns. The columns of a that it needs are transposed block by block.
@@ -53,7 +63,7 @@ bool tiles_pay(const at::Tensor& like, int64_t m, int64_t n, int64_t k) {
   // Where a side is shorter than a vector, ATen's matrix-vector product is faster, and sums in more lanes, so more
   // exactly.
   return like.scalar_type() == at::kFloat && std::min({m, n, k}) >= kVector && m * n * k >= kSmallestProduct &&
-         n * k <= kLargestFactor && has_micro_kernels();
+         n * k <= kLargestFactor && has_micro_kernels(at::kFloat);
 }
 
 int64_t tile_rows(int64_t m) {
@@ -85,9 +95,8 @@ at::Tensor transposed_product(const at::Tensor& a, const at::Tensor& b, const at
   const int64_t side = by_columns ? k : n, share = thread_share(side), parts = divide_up(side, share);
   if (a.size(0) == 0 || parts < at::get_num_threads() || !tiles_pay(a, depth, k, n)) {
     at::Tensor out = at::mm(a.t(), b);
-    if (!c) return out;
-    // Accumulating onto the first product rounds a narrow result's long sums once more; a wide one is not worth a copy.
-    return n * k <= kLargestFactor ? out.add_(at::mm(c->t(), *d)) : out.addmm_(c->t(), *d);
+    if (c) add_product(out, c->t(), *d);
+    return out;
   }
   const at::Tensor left = row_major(a), right = row_major(b);
   const at::Tensor left2 = c ? row_major(*c) : left, right2 = d ? row_major(*d) : right;
@@ -102,6 +111,10 @@ at::Tensor transposed_product(const at::Tensor& a, const at::Tensor& b, const at
     }
   });
   return out;
+}
+
+void add_transposed_product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
+  add_product(out, a.t(), b);
 }
 
 }  // namespace xattr

@@ -65,6 +65,9 @@ inline at::Tensor row_or_column_major(const at::Tensor& t) {
 at::Tensor transposed_product(
     const at::Tensor& a, const at::Tensor& b, const at::Tensor* c = nullptr, const at::Tensor* d = nullptr);
 
+// out += a.T b.
+void add_transposed_product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b);
+
 // For a product that needs none.
 struct NoEpilogue {
   void operator()(at::Tensor&, int64_t, int64_t) const {}
@@ -102,8 +105,5 @@ std::tuple<at::Tensor, at::Tensor> linear_relu_mask(
 at::Tensor matmul_mask(
     const at::Tensor& t, const at::Tensor& matrix, const std::optional<at::Tensor>& bits,
     const std::optional<at::Tensor>& slope);
-at::Tensor dual_weight_grad(
-    const at::Tensor& delta, const at::Tensor& h, const std::optional<at::Tensor>& g,
-    const std::optional<at::Tensor>& v);
 
 }  // namespace xattr

@@ -20,13 +20,16 @@ struct AlignedDelete {
 
 }  // namespace
 
-bool has_micro_kernels() {
+bool has_micro_kernels([[maybe_unused]] c10::ScalarType dtype) {
 #if defined(CPUBLAS_BRGEMM_F32F32F32)
   static const bool has = instruction_set() == "AVX512";
-  return has;
-#else
-  return false;
+  if (dtype == c10::kFloat) return has;
 #endif
+#if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(__x86_64__)
+  static const bool has_bf16 = instruction_set() == "AVX512" && __builtin_cpu_supports("avx512bf16");
+  if (dtype == c10::kBFloat16) return has_bf16;
+#endif
+  return false;
 }
 
 void micro_product(
@@ -38,6 +41,16 @@ void micro_product(
         m, n, std::min(kDepth, k - start), lda, ldb, ldc, accumulate || start > 0, a + start, b + start * ldb, c,
         /*is_vnni=*/false);
   }
+#else
+  TORCH_INTERNAL_ASSERT(false, "xattr: built without micro-kernels");
+#endif
+}
+
+void micro_product(
+    int64_t m, int64_t n, int64_t k, const c10::BFloat16* a, int64_t lda, const c10::BFloat16* b, int64_t ldb, float* c,
+    int64_t ldc, bool accumulate) {
+#if defined(CPUBLAS_BRGEMM_BF16BF16F32)
+  at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, accumulate, a, b, c, /*is_vnni=*/true);
 #else
   TORCH_INTERNAL_ASSERT(false, "xattr: built without micro-kernels");
 #endif

@@ -1,17 +1,8 @@
 #include "cpu/perceptron.h"
 
-#include <algorithm>
-
 #include "checks.h"
-#include "cpu/micro_kernel.h"
 
 namespace xattr {
-
-namespace {
-
-constexpr int64_t kFewestRows = 32;
-
-}  // namespace
 
 Perceptron checked_perceptron(
     const char* op, const at::Tensor& like, at::TensorList weights, at::ArrayRef<double> slopes) {
@@ -67,14 +58,10 @@ int32_t* mask_rows(at::TensorList bits, int64_t l, int64_t row) {
   return static_cast<int32_t*>(mask.data_ptr()) + row * mask.size(1);
 }
 
-bool sweeps_by_tiles(const Perceptron& net, int64_t rows) {
-  if (net.weights[0].scalar_type() != at::kFloat || rows < kFewestRows || !has_micro_kernels()) return false;
-  int64_t size = 0;
-  for (int64_t l = 0; l < net.layers(); ++l) {
-    if (net.width(l) < kVector) return false;  // only the last layer may be narrow
-    size += net.weights[l].numel();
-  }
-  return net.width(net.layers()) > 0 && size <= kLargestNetwork;
+SweepPlan Perceptron::plan(int64_t rows) const {
+  std::vector<int64_t> widths;
+  for (int64_t l = 0; l <= layers(); ++l) widths.push_back(width(l));
+  return SweepPlan(widths, rows, weights[0].scalar_type());
 }
 
 }  // namespace xattr

@@ -1,4 +1,4 @@
-// A bias-free perceptron as the mlp_* operators are given it, and the choice of how its sweeps run.
+// A bias-free perceptron as the mlp_* operators are given it.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -6,10 +6,16 @@
 
 #include <vector>
 
+#include "cpu/sweep_plan.h"
+
 namespace xattr {
 
-// Elements of all weights for which they and their gradients have room in the second-level cache.
-constexpr int64_t kLargestNetwork = 384 * 1024;
+// Layers first .. last; none where last is 0.
+struct LayerRange {
+  int64_t first = 1, last = 0;
+
+  bool contains(int64_t l) const { return first <= l && l <= last; }
+};
 
 // y = W_L act(... act(W_1 x)), for weights [N_l, N_{l-1}] and one slope for each of the L - 1 activations. Layers count
 // from 1, so that W_l stands between h_{l-1} and h_l, and 0 is the input.
@@ -20,6 +26,7 @@ struct Perceptron {
   int64_t layers() const { return static_cast<int64_t>(weights.size()); }
   int64_t width(int64_t l) const { return l == 0 ? weights[0].size(1) : weights[l - 1].size(0); }
   const at::Tensor& weight(int64_t l) const { return weights[l - 1]; }
+  SweepPlan plan(int64_t rows) const;
 };
 
 // The arguments that all mlp_* operators share, checked; `like` fixes dtype and device.
@@ -38,10 +45,5 @@ void check_layers(const char* op, const char* name, at::IntArrayRef layers, int6
 
 // The mask of layer l from `row` on; null for the input and the output, which have none.
 int32_t* mask_rows(at::TensorList bits, int64_t l, int64_t row);
-
-// Whether each thread takes tiles of rows through all layers while they, and the weights, lie in its cache: fp32 with
-// micro-kernels, weights that leave room in the second-level cache, and tiles worth a vector each way. Otherwise whole
-// products run one layer after another.
-bool sweeps_by_tiles(const Perceptron& net, int64_t rows);
 
 }  // namespace xattr

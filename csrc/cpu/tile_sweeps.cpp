@@ -1,6 +1,6 @@
 #include "cpu/tile_sweeps.h"
 
-#include <ATen/Parallel.h>
+#include <utility>
 
 #include "cpu/bits.h"
 #include "cpu/isa/kernels.h"
@@ -10,20 +10,6 @@ namespace xattr {
 
 namespace {
 
-constexpr int64_t kTallestTile = 128;  // rows
-constexpr int64_t kPanel = 64;         // columns of a right factor that the first-level cache holds, kDepth deep
-
-// Whether a layer has too few outputs for the micro-kernels.
-bool is_narrow(const Perceptron& net, int64_t l) {
-  return net.width(l) < kVector;
-}
-
-// Calls body(first, count) for the panels of a matrix.
-template <typename Body>
-void for_panels(int64_t columns, Body body) {
-  for (int64_t first = 0; first < columns; first += kPanel) body(first, std::min(kPanel, columns - first));
-}
-
 // Calls body(data, bits, columns, begin, end) on the words of some rows: at once where the rows lie one after another.
 template <typename Bits, typename Body>
 void for_row_words(int64_t rows, int64_t columns, Rows values, Bits* bits, Body body) {
@@ -32,62 +18,57 @@ void for_row_words(int64_t rows, int64_t columns, Rows values, Bits* bits, Body 
   for (int64_t r = 0; r < rows; ++r) body(values.from(r).data, bits + r * words, words);
 }
 
-// The rows first .. first + count of out (+)= g.T v; `transposed` has room for that many rows of g.T.
-void gradient_rows(
-    const Perceptron& net, int64_t l, int64_t rows, Rows g, Rows v, int64_t first, int64_t count, float* out,
-    bool accumulate, float* transposed) {
-  const int64_t k = net.width(l - 1);
-  g.data += first;
-  out += first * k;
-  if (is_narrow(net, l)) return narrow().gradient(rows, count, k, g.data, g.stride, v.data, v.stride, out, accumulate);
-  transpose()(g.data, g.stride, transposed, rows, rows, count);
-  for_panels(k, [&](int64_t column, int64_t columns) {
-    micro_product(count, columns, rows, transposed, rows, v.data + column, v.stride, out + column, k, accumulate);
-  });
+// The elements of a tensor of bf16 with unit column stride from row `begin` on, and the elements from row to row.
+std::pair<c10::BFloat16*, int64_t> halves_of(const at::Tensor& t, int64_t begin) {
+  const int64_t stride = std::max(t.stride(0), t.size(1));
+  return {const_cast<c10::BFloat16*>(t.const_data_ptr<c10::BFloat16>()) + begin * stride, stride};
 }
 
 }  // namespace
 
-TilePlan::TilePlan(int64_t rows) : rows(rows) {
-  threads = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), rows / kVector));
-  const int64_t share = divide_up(rows, threads);
-  height = divide_up(share, divide_up(share, kTallestTile));
-}
-
-TileSweeps::TileSweeps(const Perceptron& net, int64_t height, int64_t up)
-    : net_(net), slopes_(net.slopes.begin(), net.slopes.end()), panels_(up) {
-  int64_t widest = 0, size = 0;
+TileSweeps::TileSweeps(const Perceptron& net, const SweepPlan& plan, LayerRange up, LayerRange down)
+    : net_(net), slopes_(net.slopes.begin(), net.slopes.end()) {
+  int64_t widest = 0;
   for (int64_t l = 0; l <= net.layers(); ++l) widest = std::max(widest, round_up(net.width(l), kVector));
   // A stride that is a power of two would map the rows of a tile to few sets of the first-level cache.
-  const int64_t stride = widest + kVector;
-  for (int64_t l = 1; l <= up; ++l) {
-    if (!is_narrow(net, l)) size += round_up(net.width(l), kPanel) * net.width(l - 1);
+  const int64_t stride = widest + kVector, size = plan.height * stride;
+  const at::Tensor& last = net.weights.back();
+  const bool widens = is_narrow(last.size(0)) && last.scalar_type() != at::kFloat;
+  float* memory = scratch(
+      products_memory(net, plan, up, down) + buffers_.size() * size + (widens ? round_up(last.numel(), kVector) : 0));
+  for (Rows& buffer : buffers_) buffer = {std::exchange(memory, memory + size), stride};
+  if (widens) {
+    last_weight_ = std::exchange(memory, memory + round_up(last.numel(), kVector));
+    bfloat16().widen_rows(halves_of(last, 0).first, 0, last_weight_, 0, 1, last.numel());
   }
-  float* memory = scratch(size + 2 * height * stride + widest * round_up(height, kVector));
-  for (int64_t l = 1; l <= up; ++l) {
-    if (is_narrow(net, l)) continue;
-    const int64_t depth = net.width(l - 1);
-    const float* weight = net.weight(l).const_data_ptr<float>();
-    panels_[l - 1] = memory;
-    for_panels(net.width(l), [&](int64_t first, int64_t count) {
-      transpose()(weight + first * depth, depth, memory, kPanel, count, depth);
-      memory += kPanel * depth;
-    });
-  }
-  buffers_ = {Rows{memory, stride}, Rows{memory + height * stride, stride}};
-  transposed_ = memory + 2 * height * stride;
+  products_ = tile_products(net, plan, up, down, memory);
+}
+
+Rows TileSweeps::load(const at::Tensor& t, int64_t begin, int64_t rows, Rows buffer) const {
+  if (t.scalar_type() == at::kFloat) return rows_of(t).from(begin);
+  const auto [data, stride] = halves_of(t, begin);
+  bfloat16().widen_rows(data, stride, buffer.data, buffer.stride, rows, t.size(1));
+  return buffer;
+}
+
+Rows TileSweeps::place(const at::Tensor& t, int64_t begin, Rows buffer) const {
+  return t.defined() && t.scalar_type() == at::kFloat ? rows_of(t).from(begin) : buffer;
+}
+
+void TileSweeps::store(Rows values, const at::Tensor& t, int64_t begin, int64_t rows) const {
+  if (!t.defined() || t.scalar_type() == at::kFloat) return;
+  const auto [data, stride] = halves_of(t, begin);
+  bfloat16().round_rows(values.data, values.stride, data, stride, rows, t.size(1), /*even=*/false);
+}
+
+const float* TileSweeps::narrow_weight(int64_t l) const {
+  return last_weight_ ? last_weight_ : net_.weight(l).const_data_ptr<float>();
 }
 
 void TileSweeps::multiply_up(int64_t l, int64_t rows, Rows in, Rows out) const {
   const int64_t n = net_.width(l), k = net_.width(l - 1);
-  if (is_narrow(net_, l)) {
-    const float* weight = net_.weight(l).const_data_ptr<float>();
-    return narrow().forward(rows, n, k, in.data, in.stride, weight, out.data, out.stride);
-  }
-  for_panels(n, [&](int64_t first, int64_t count) {
-    const float* panel = panels_[l - 1] + first * k;
-    micro_product(rows, count, k, in.data, in.stride, panel, kPanel, out.data + first, out.stride, false);
-  });
+  if (!is_narrow(n)) return products_->up(l, rows, in, out);
+  narrow().forward(rows, n, k, in.data, in.stride, narrow_weight(l), out.data, out.stride);
 }
 
 void TileSweeps::forward(int64_t l, int64_t rows, Rows in, Rows out, int32_t* bits) const {
@@ -115,26 +96,20 @@ void TileSweeps::tangent(int64_t l, int64_t rows, Rows in, Rows out, const int32
 
 void TileSweeps::cotangent(int64_t l, int64_t rows, Rows in, Rows out, const int32_t* bits) const {
   const int64_t n = net_.width(l), k = net_.width(l - 1);
-  const float* weight = net_.weight(l).const_data_ptr<float>();
-  if (is_narrow(net_, l)) {
-    narrow().cotangent(rows, n, k, in.data, in.stride, weight, out.data, out.stride);
+  if (is_narrow(n)) {
+    narrow().cotangent(rows, n, k, in.data, in.stride, narrow_weight(l), out.data, out.stride);
   } else {
-    for_panels(k, [&](int64_t first, int64_t count) {
-      micro_product(rows, count, n, in.data, in.stride, weight + first, k, out.data + first, out.stride, false);
-    });
+    products_->down(l, rows, in, out);
   }
   if (bits) mask(l - 1, rows, out, bits);
 }
 
-void TileSweeps::gradient(int64_t l, int64_t rows, Rows g, Rows v, float* out, bool accumulate) const {
-  gradient_rows(net_, l, rows, g, v, 0, net_.width(l), out, accumulate, transposed_);
-}
-
-void add_gradient(
-    const Perceptron& net, int64_t l, int64_t rows, Rows g, Rows v, int64_t first, int64_t count, float* out,
-    bool accumulate) {
+void TileSweeps::gradient(
+    int64_t l, int64_t rows, Rows g, Rows v, int64_t first, int64_t count, float* out, bool accumulate) const {
   if (count == 0) return;
-  gradient_rows(net, l, rows, g, v, first, count, out, accumulate, scratch(count * rows));
+  if (!is_narrow(net_.width(l))) return products_->gradient(l, rows, g, v, first, count, out, accumulate);
+  const int64_t k = net_.width(l - 1);
+  narrow().gradient(rows, count, k, g.data + first, g.stride, v.data, v.stride, out + first * k, accumulate);
 }
 
 }  // namespace xattr

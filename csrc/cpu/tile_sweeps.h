@@ -1,48 +1,23 @@
 // The sweeps of section 2 of the design on a tile of rows, one layer at a time, by one thread.
 #pragma once
 
+#include <ATen/Parallel.h>
+
+#include <algorithm>
 #include <array>
+#include <memory>
 #include <vector>
 
-#include "cpu/perceptron.h"
+#include "cpu/tile_products.h"
 
 namespace xattr {
-
-// A row-major matrix of which a tile takes some rows.
-struct Rows {
-  float* data = nullptr;
-  int64_t stride = 0;  // elements from row to row
-
-  Rows from(int64_t row) const { return {data + row * stride, stride}; }
-};
-
-// The rows of a tensor with unit column stride.
-inline Rows rows_of(const at::Tensor& t) {
-  return {const_cast<float*>(t.const_data_ptr<float>()), std::max(t.stride(0), t.size(1))};
-}
-
-// How threads share a batch: each takes rows next to one another, in tiles of at most `height`.
-struct TilePlan {
-  int64_t rows, threads, height;
-
-  explicit TilePlan(int64_t rows);
-  int64_t begin(int64_t thread) const { return rows * thread / threads; }
-
-  // Calls body(begin, end) for the tiles of one thread, in order.
-  template <typename Body>
-  void for_tiles(int64_t thread, Body body) const {
-    for (int64_t row = begin(thread), end = begin(thread + 1); row < end; row += height) {
-      body(row, std::min(end, row + height));
-    }
-  }
-};
 
 // The maps of a perceptron's layers on tiles, and one thread's memory for them.
 class TileSweeps {
  public:
-  // height: of the tiles; up: the layers 1 .. up will be asked for forward or tangent maps. Their weights are
-  // transposed now, into memory of the thread's own that is valid until its next TileSweeps.
-  TileSweeps(const Perceptron& net, int64_t height, int64_t up);
+  // up: the layers that will be asked for forward or tangent maps; down: for cotangents. Their weights are laid out
+  // now, in memory of the thread's own that is valid until its next TileSweeps.
+  TileSweeps(const Perceptron& net, const SweepPlan& plan, LayerRange up, LayerRange down);
 
   // out = activation(in W_l^T), and its mask; without bits, no activation.
   void forward(int64_t l, int64_t rows, Rows in, Rows out, int32_t* bits) const;
@@ -50,27 +25,48 @@ class TileSweeps {
   void tangent(int64_t l, int64_t rows, Rows in, Rows out, const int32_t* bits) const;
   // out = m_{l-1} * (in W_l); without bits, no mask.
   void cotangent(int64_t l, int64_t rows, Rows in, Rows out, const int32_t* bits) const;
-  // out (+)= g.T v, [N_l, N_{l-1}].
-  void gradient(int64_t l, int64_t rows, Rows g, Rows v, float* out, bool accumulate) const;
+  // The rows first .. first + count of out (+)= g.T v, [N_l, N_{l-1}].
+  void gradient(
+      int64_t l, int64_t rows, Rows g, Rows v, int64_t first, int64_t count, float* out, bool accumulate) const;
 
-  // One of two matrices of the tile's height and the network's largest width.
-  Rows buffer(int64_t k) const { return buffers_[k % 2]; }
+  // The rows of a tensor from `begin` on, in `buffer` where they must be widened to fp32.
+  Rows load(const at::Tensor& t, int64_t begin, int64_t rows, Rows buffer) const;
+  // Where to write rows that are to end in a tensor, which may be undefined: the tensor's own if they are of fp32.
+  Rows place(const at::Tensor& t, int64_t begin, Rows buffer) const;
+  // Rounds rows into a tensor, which may be undefined, unless they are there already.
+  void store(Rows values, const at::Tensor& t, int64_t begin, int64_t rows) const;
+
+  // One of two matrices of the tile's height and the network's largest width, by turns for the values of each layer.
+  Rows buffer(int64_t l) const { return buffers_[l % 2]; }
+  // Two more.
+  Rows spare() const { return buffers_[2]; }
+  Rows partner() const { return buffers_[3]; }
 
  private:
   void multiply_up(int64_t l, int64_t rows, Rows in, Rows out) const;
+  // A narrow weight, in fp32.
+  const float* narrow_weight(int64_t l) const;
   void mask(int64_t l, int64_t rows, Rows values, const int32_t* bits) const;
   const float* slope(int64_t l) const { return slopes_[l - 1] == 0 ? nullptr : &slopes_[l - 1]; }
 
   const Perceptron& net_;
   std::vector<float> slopes_;
-  std::vector<float*> panels_;  // W_l^T, in panels of some columns that lie one after another
-  std::array<Rows, 2> buffers_;
-  float* transposed_;
+  std::array<Rows, 4> buffers_;
+  float* last_weight_ = nullptr;  // of the last layer, where it is narrow and was widened
+  std::unique_ptr<const TileProducts> products_;
 };
 
-// The rows first .. first + count of out (+)= g.T v, [N_l, N_{l-1}], for a batch of any size.
-void add_gradient(
-    const Perceptron& net, int64_t l, int64_t rows, Rows g, Rows v, int64_t first, int64_t count, float* out,
-    bool accumulate);
+// Calls body(sweeps, thread, begin, end) for every tile, those of a thread in order; up, down: as for TileSweeps.
+template <typename Body>
+void for_tiles(const Perceptron& net, const SweepPlan& plan, LayerRange up, LayerRange down, Body body) {
+  at::parallel_for(0, plan.threads, 1, [&](int64_t first_thread, int64_t end_thread) {
+    const TileSweeps sweeps(net, plan, up, down);
+    for (int64_t thread = first_thread; thread < end_thread; ++thread) {
+      for (int64_t row = plan.begin(thread), end = plan.begin(thread + 1); row < end; row += plan.height) {
+        body(sweeps, thread, row, std::min(end, row + plan.height));
+      }
+    }
+  });
+}
 
 }  // namespace xattr

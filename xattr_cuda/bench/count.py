@@ -41,7 +41,10 @@ def _mlp_attribute(x: Tensor, weights: Sequence[Tensor], *rest: Any, **named: An
 
 
 def _mlp_attribute_backward(
-    v: Tensor | None,
+    x: Tensor | None,
+    a: Any,
+    s: Any,
+    c: Any,
     delta: Tensor | None,
     weights: Sequence[Tensor],
     slopes: Any,
@@ -54,13 +57,13 @@ def _mlp_attribute_backward(
 ) -> int:
     """A sweep ends at the last layer that it serves: no product follows a gradient that nobody asks for."""
     total = 0
-    for chain in (v, delta):
+    for chain in (x, delta):
         if chain is not None:
             layers = _layers(chain, weights)
             total += sum(layers[k] for k in trained)
             up = range(1, len(layers) if output_tangent else max(trained, default=1))
             down = range(1 if input_cotangent else min(trained, default=len(weights)) + 1, len(layers))
-            total += sum(layers[k] for k in (up if chain is v else down))
+            total += sum(layers[k] for k in (up if chain is x else down))
     return total
 
 

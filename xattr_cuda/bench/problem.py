@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class Problem:
         for parameter in model.parameters():
             parameter.grad = None
         truth = self.truth.double() if self.target is None else self.truth
-        return Problem(model, x, leaf.requires_grad_(), self.target, truth, self.criterion, self.chains, self.widths)
+        return replace(self, model=model, x=x, leaf=leaf.requires_grad_(), truth=truth)
 
     @torch.no_grad()
     def redraw(self) -> None:

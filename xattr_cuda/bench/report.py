@@ -13,9 +13,10 @@ from .. import ops
 from .._version import __version__
 from .cases import GROUPS, Case, GiniCase
 from .measure import Measurement, Result
+from .overhead import words as words_of_overhead
 from .scaling import Point, to_json
 
-BLOCKS = ("machine", "perceptrons", "convolutional", "operations", "charts")
+BLOCKS = ("machine", "perceptrons", "convolutional", "operations", "gini", "overhead", "charts")
 CHARTS = {"steps.png": "Time of a training step over the plain step", "scaling.png": "Time of a step as networks grow"}
 
 
@@ -191,7 +192,9 @@ def _steps(measured: Sequence[Measurement]) -> list[Measurement]:
     return [m for m in measured if isinstance(m.case, Case)]
 
 
-def readme_blocks(measured: Sequence[Measurement], charts: Sequence[str]) -> dict[str, str]:
+def readme_blocks(
+    measured: Sequence[Measurement], charts: Sequence[str], overhead: dict[str, float] | None = None
+) -> dict[str, str]:
     """The contents of the README's blocks, by name, of which every case was measured; `charts`: their paths there."""
     by_name = {m.case.name: m for m in measured}
     found = {}
@@ -203,6 +206,10 @@ def readme_blocks(measured: Sequence[Measurement], charts: Sequence[str]) -> dic
         steps = _steps(measured)
         if all("flops" in m.results["plain"].more for m in steps):
             found["operations"] = operations(steps)
+        if all(name in by_name for name in GROUPS["gini"]):
+            found["gini"] = gini_table([by_name[name] for name in GROUPS["gini"]])
+        if overhead is not None:
+            found["overhead"] = words_of_overhead(overhead)
     if charts:
         found["charts"] = "\n\n".join(f"![{CHARTS[Path(path).name]}]({path})" for path in charts)
     return found
@@ -221,10 +228,13 @@ def markdown(measured: Sequence[Measurement]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def content(measured: Sequence[Measurement], points: Sequence[Point] = ()) -> dict[str, Any]:
+def content(
+    measured: Sequence[Measurement], points: Sequence[Point] = (), overhead: dict[str, float] | None = None
+) -> dict[str, Any]:
     """What `bench.json` holds."""
     return {
         "machine": machine(),
         "cases": {m.case.name: m.to_json() for m in measured},
         "scaling": to_json(list(points)),
+        "overhead": overhead,
     }

@@ -30,6 +30,7 @@ def bench(
     memory: Annotated[bool, typer.Option("--memory", help="Peaks of allocated and of resident memory.")] = False,
     count: Annotated[bool, typer.Option("--count", help="FLOPs beside their floor, bytes, launches.")] = False,
     scaling: Annotated[bool, typer.Option("--scaling", help="Growth with batch, width, depth, classes.")] = False,
+    overhead: Annotated[bool, typer.Option("--overhead", help="What a step costs beside its kernels.")] = False,
     rounds: Annotated[
         int | None, typer.Option(help="Rounds of every case; else by its size.", min=1, show_default=False)
     ] = None,
@@ -56,6 +57,7 @@ def bench(
 
     Example: [bold]xattr-cuda bench --case all --memory --output bench[/bold]
     """
+    from ..bench import overhead as beside
     from ..bench import run
     from ..bench import scaling as growth
     from ..bench.cases import chosen
@@ -80,17 +82,20 @@ def bench(
             who = run.groups(compiled, sampled, everything)
             measured = run.run(cases, who, rounds, threads, count, memory, tell)
             points = growth.scale(rounds, tell) if scaling else []
+            small = beside.measure(rounds) if overhead else None
         except WrongGradientsError as error:
             bar.stop()
             typer.echo(f"xattr-cuda: {error}", err=True)
             raise typer.Exit(1) from None
     _show(console, measured)
+    if small is not None:
+        console.print(beside.words(small), highlight=False)
     if output is not None:
-        _save(console, output, measured, points)
+        _save(console, output, measured, points, small)
     elif points:
         _show_points(console, points)
     if readme is not None:
-        _renew(console, readme, measured, points)
+        _renew(console, readme, measured, points, small)
 
 
 def _console() -> Console:
@@ -174,26 +179,38 @@ def _charts(folder: Path, names: tuple[str, str], measured: "list[Measurement]",
     return made
 
 
-def _save(console: Console, folder: Path, measured: "list[Measurement]", points: "list[Point]") -> None:
+def _save(
+    console: Console,
+    folder: Path,
+    measured: "list[Measurement]",
+    points: "list[Point]",
+    overhead: dict[str, float] | None,
+) -> None:
     from ..bench import report
 
-    save_json(report.content(measured, points), folder / "bench.json")
+    save_json(report.content(measured, points, overhead), folder / "bench.json")
     (folder / "bench.md").write_text(report.markdown(measured), encoding="utf-8")
     made = _charts(folder, ("bench.png", "scaling.png"), measured, points)
     show_saved(console, folder, ["bench.json", "bench.md", *made])
 
 
-def _renew(console: Console, readme: Path, measured: "list[Measurement]", points: "list[Point]") -> None:
+def _renew(
+    console: Console,
+    readme: Path,
+    measured: "list[Measurement]",
+    points: "list[Point]",
+    overhead: dict[str, float] | None,
+) -> None:
     """Rewrite the blocks of which everything was measured; charts only with them, so that both are of one run."""
     from ..bench import markers, report
 
-    new = report.readme_blocks(measured, [])
+    new = report.readme_blocks(measured, [], overhead)
     if "machine" in new:
         made = _charts(readme.parent / "docs", ("steps.png", "scaling.png"), measured, points)
-        new = report.readme_blocks(measured, [f"docs/{name}" for name in made])
+        new = report.readme_blocks(measured, [f"docs/{name}" for name in made], overhead)
     readme.write_text(markers.rewrite(_read(readme), new, str(readme)), encoding="utf-8")
     kept = [name for name in report.BLOCKS if name not in new]
     console.print(f"Renewed in {readme}: {', '.join(new) or 'nothing'}", highlight=False, soft_wrap=True)
     if kept:
-        words = "measure all their cases for that: --case all --count"
+        words = "measure all their cases for that: --case all --count --overhead"
         console.print(f"Left as they were: {', '.join(kept)} ({words})", highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .backend import active, check_device, implementation, unavailable, use_backend
+from .backend import active, check_device, has_perceptron_kernels, implementation, unavailable, use_backend
 from .library import extension
 from .schemas import SCHEMAS
 
@@ -19,6 +19,7 @@ __all__ = [
     "dual_weight_grad",
     "extension",
     "gini",
+    "has_perceptron_kernels",
     "linear_relu_mask",
     "mask_mul",
     "matmul_mask",
@@ -113,7 +114,10 @@ def mlp_attribute(
 
 
 def mlp_attribute_backward(
-    v: Tensor | None,
+    x: Tensor | None,
+    a: Tensor | None,
+    s: Tensor | None,
+    c: Tensor | None,
     delta: Tensor | None,
     weights: Sequence[Tensor],
     slopes: Sequence[float],
@@ -124,9 +128,12 @@ def mlp_attribute_backward(
     output_tangent: bool = False,
     input_cotangent: bool = False,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Its backward pass: (gradients of the trained layers, v_L, delta_0), the ends [0] unless they are asked for."""
+    """Its backward pass, from tangents (c a + s) x and cotangents delta.
+
+    Returns (gradients of the trained layers, v_L, delta_0), the ends [0] unless they are asked for.
+    """
     run = implementation("mlp_attribute_backward")
-    return run(v, delta, weights, slopes, bits, g, h, trained, output_tangent, input_cotangent)
+    return run(x, a, s, c, delta, weights, slopes, bits, g, h, trained, output_tangent, input_cotangent)
 
 
 def gini(a: Tensor) -> tuple[Tensor, Tensor]:

@@ -186,9 +186,9 @@ def _mlp_attribute_backward(ctx: Any, dy: Tensor | None, a: Tensor | None, *_: A
     if dy is None and a is None:
         return None, [None] * layers, of_slopes, None, *of_kept
     _, _, bits, h, g = ops.mlp_attribute(x, weights, ctx.slopes, u, list(range(1, layers)), list(range(layers)))
-    own = None if a is None else a * x
     gradients, v_end, delta_end = ops.mlp_attribute_backward(
-        *(own, dy, weights, ctx.slopes, bits, [*g[1:], u], [x, *h], list(range(1, layers + 1))),
+        *(None if a is None else x, a, None, None, dy),
+        *(weights, ctx.slopes, bits, [*g[1:], u], [x, *h], list(range(1, layers + 1))),
         *(a is not None, dy is not None),
     )
     dx = delta_end if a is None else a * g[0] if dy is None else delta_end + a * g[0]

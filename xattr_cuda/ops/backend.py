@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import gpu
 from .library import checked_reference, extension, extension_missing
@@ -89,6 +90,14 @@ def _on_triton(name: str) -> Callable[..., Any]:
 
 
 _triton = {name: _on_triton(name) for name in SCHEMAS}
+
+
+def has_perceptron_kernels(t: Tensor) -> bool:
+    """Whether the operators of whole perceptrons have kernels for t on the back end in force."""
+    if t.device.type == "cpu" and _active in ("auto", "cpu"):
+        return extension is not None
+    on_triton = t.is_cuda if _active == "auto" else _active == "triton"
+    return on_triton and all(gpu.serves(name, t) for name in ("mlp_attribute", "mlp_attribute_backward"))
 
 
 def implementation(name: str) -> Callable[..., Any]:

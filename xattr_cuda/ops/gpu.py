@@ -109,6 +109,13 @@ def _launcher(name: str, first: Tensor) -> Callable[..., Any] | None:
     return getattr(kernels, name, None)
 
 
+def serves(name: str, t: Tensor) -> bool:
+    """Whether operator `name` runs on a Triton kernel for tensors of the dtype and device of t."""
+    kernels, reason = _kernels()
+    usable = t.dtype in DTYPES and not reason and name not in failures and hasattr(kernels, name)
+    return usable and not (t.is_cuda and _too_old(t.device.index))
+
+
 def first_tensor(args: Sequence[Any]) -> Tensor:
     """The first tensor among the arguments of an operator; it says the dtype and the device of the call."""
     flat = (t for arg in args for t in (arg if isinstance(arg, (list, tuple)) else (arg,)))

@@ -301,7 +301,10 @@ def mlp_attribute(
 
 
 def mlp_attribute_backward(
-    v: Tensor | None,
+    x: Tensor | None,
+    a: Tensor | None,
+    s: Tensor | None,
+    c: Tensor | None,
     delta: Tensor | None,
     weights: Sequence[Tensor],
     slopes: Sequence[float],
@@ -313,10 +316,12 @@ def mlp_attribute_backward(
     input_cotangent: bool = False,
 ) -> list[Spec | list[Spec]]:
     op = "mlp_attribute_backward"
-    like = delta if v is None else v
+    like = delta if x is None else x
     if like is None:
-        raise ValueError(f"xattr::{op}: `v` and `delta` are both None; wanted one chain at least")
-    _check_values(op, **{"delta" if v is None else "v": like})
+        raise ValueError(f"xattr::{op}: `x` and `delta` are both None; wanted one chain at least")
+    starts = x is None or a is not None or s is not None
+    _require(starts, op, "`a` and `s` are both None; wanted one of them at least to start from `x`")
+    _check_values(op, **{"delta" if x is None else "x": like})
     widths = _check_perceptron(op, like, weights, slopes)
     rows, last = like.shape[0], len(weights)
     masks = f"`bits` has {len(bits)} masks; wanted one for each of {last - 1} activations"
@@ -324,9 +329,12 @@ def mlp_attribute_backward(
     for mask, n in zip(bits, widths[1:], strict=False):
         _check_bits(op, mask, [rows, n], like.device)
     _check_layers(op, "trained", trained, 1, last)
-    ends = (v is not None or not output_tangent) and (delta is not None or not input_cotangent)
+    ends = (x is not None or not output_tangent) and (delta is not None or not input_cotangent)
     _require(ends, op, "the end of a chain was asked for that was not given")
-    for name, start, width, partners, below in (("v", v, widths[0], g, 0), ("delta", delta, widths[last], h, 1)):
+    for name, start, width in (("a", a, widths[0]), ("s", s, 1), ("c", c, 1)):
+        if x is not None and start is not None:
+            _check_matrix(op, name, start, [rows, width], like)
+    for name, start, width, partners, below in (("x", x, widths[0], g, 0), ("delta", delta, widths[last], h, 1)):
         if start is None:
             continue
         _check_matrix(op, name, start, [rows, width], like)

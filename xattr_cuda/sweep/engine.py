@@ -125,6 +125,7 @@ def tangent_sweep(tape: Tape, starts: Sequence[Tensor], layers: tuple[int, ...],
     Yields the tangent at the input of each of `layers`, in order, and then those of the network's outputs if asked to.
     """
     graph, values = tape.graph, dict(enumerate(starts))
+    del starts
     for i, activation, dead, passes in tape.schedule.stages_up(layers, outputs):
         if i in layers:
             yield values[graph.reads[i][0]]

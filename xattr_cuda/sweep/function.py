@@ -173,7 +173,8 @@ def _up(
     gradients: _ParameterGradients,
 ) -> None:
     """The way up: each layer's pair of the own chain, and of the task chain where its delta has waited."""
-    for i in saved.tape.schedule.trainable:
+
+    def pairs_of(i: int) -> list[Pair]:
         pairs: list[Pair] = []
         if own is not None:
             w, g = next(own), saved.take_cotangent(i)
@@ -183,12 +184,15 @@ def _up(
         delta = deltas.pop(saved.tape.graph.inputs + i, None)
         if delta is not None:
             pairs.append((delta, saved.take_input(i) if h is None else h))
-        gradients.add(i, pairs)
+        return pairs
+
+    for i in saved.tape.schedule.trainable:
+        gradients.add(i, pairs_of(i))  # no name holds a pair while the next is swept
 
 
-def _starts(saved: Saved, factors: Optionals) -> list[Tensor]:
-    """Where the own chain's tangents start."""
-    return [torch.zeros_like(x) if f is None else f * x for f, x in zip(factors, saved.inputs(), strict=True)]
+def _starts(saved: Saved, factors: list[Tensor | None]) -> list[Tensor]:
+    """Where the own chain's tangents start. The factors are used up."""
+    return [torch.zeros_like(x) if (f := factors.pop(0)) is None else f * x for x in saved.inputs()]
 
 
 def _scale_gradient(saved: Saved, attributed: Optionals) -> Tensor | None:

@@ -10,7 +10,7 @@ from .inputs import without_autocast
 from .loss import loss_and_cotangents
 from .perceptron import Perceptron
 from .run import Run
-from .target import Seeds, Target, seeds_of
+from .target import Target, seeds_of
 
 if TYPE_CHECKING:
     from .compiled import CompiledRun
@@ -32,7 +32,7 @@ def step_of_output(run: "Run | CompiledRun", target: Target, given: Sequence[Any
 
 
 def _of_perceptron(perceptron: Perceptron, needs_grad: bool, target: Target, given: Sequence[Any] | None) -> Results:
-    seeds = seeds_of([perceptron.blank()], target, given)
+    seeds = perceptron.seeds(target, given)
     (cotangent,) = seeds.cotangents
     step = perceptron.sweep(seeds, needs_grad)
     if needs_grad:
@@ -67,8 +67,8 @@ def _loss_of_perceptron(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """With one output the chain is swept from ones, before the loss is known, whose gradient scales it."""
     with without_autocast(run.xs[0].device, run.autocast):
-        needs_grad, ones = run.needs_grad(), perceptron.blank().fill_(1)
-        step = perceptron.sweep(Seeds([ones], [None], True), needs_grad)
+        needs_grad = run.needs_grad()
+        step = perceptron.sweep(perceptron.seeds(None, None), needs_grad)
     loss, (scale,) = loss_and_cotangents(criterion, [step.y], lambda ys: fill(run.structure, ys), args)
     assert scale is not None
     if not needs_grad:

@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include "cpu/add_relu_mask.h"
+#include "cpu/bfloat16.h"
 #include "cpu/mask_mul.h"
 #include "cpu/max_pool.h"
 #include "cpu/narrow.h"
@@ -81,6 +82,11 @@ void XATTR_FOR_ISA(transpose_, CPU_CAPABILITY)(
 
 const Narrow& XATTR_FOR_ISA(narrow_, CPU_CAPABILITY)() {
   static constexpr Narrow table = {narrow_forward, narrow_cotangent, narrow_gradient};
+  return table;
+}
+
+const BFloat16Tiles& XATTR_FOR_ISA(bfloat16_, CPU_CAPABILITY)() {
+  static constexpr BFloat16Tiles table = {round_rows, widen_rows, pair_rows};
   return table;
 }
 

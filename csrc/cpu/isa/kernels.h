@@ -2,6 +2,7 @@
 #pragma once
 
 #include <c10/core/ScalarType.h>
+#include <c10/util/BFloat16.h>
 
 #include <cstdint>
 #include <string>
@@ -54,6 +55,19 @@ struct Narrow {
 
 // Those of that instruction set.
 const Narrow& narrow();
+
+// Tiles of bf16; arguments as in kernels/cpu/bfloat16.h.
+struct BFloat16Tiles {
+  void (*round_rows)(
+      const float* src, int64_t ld_src, c10::BFloat16* dst, int64_t ld_dst, int64_t rows, int64_t columns, bool even);
+  void (*widen_rows)(
+      const c10::BFloat16* src, int64_t ld_src, float* dst, int64_t ld_dst, int64_t rows, int64_t columns);
+  void (*pair_rows)(
+      const c10::BFloat16* src, int64_t ld_src, uint32_t* dst, int64_t ld_dst, int64_t rows, int64_t columns);
+};
+
+// Those of that instruction set.
+const BFloat16Tiles& bfloat16();
 
 // Its name: AVX512, AVX2 or DEFAULT.
 std::string instruction_set();

@@ -79,7 +79,7 @@ def _perceptron(op: str, sizes: Sizes, dtype: torch.dtype, device: str) -> Argum
     if op == "mlp_attribute":
         return x, *network, u, [], kept
     _, _, masks, _, cotangents = ops.mlp_attribute(x, *network, u, [], kept)
-    return x, None, *network, masks, [*cotangents, u], [], [*kept, len(weights)]
+    return x, x, u, None, None, *network, masks, [*cotangents, u], [], [*kept, len(weights)]
 
 
 def _vector(op: str, sizes: Sizes, dtype: torch.dtype, device: str) -> Arguments:
