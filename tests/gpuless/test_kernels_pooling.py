@@ -8,8 +8,9 @@ from xattr_cuda.kernels import reference
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
-from xattr_cuda.kernels import triton as kernels  # noqa: E402 - needs Triton
 from xattr_cuda.kernels.triton import pooling  # noqa: E402
+
+from xattr_cuda.kernels import triton as kernels  # noqa: E402 - needs Triton
 
 OPS = ("max_pool", "pool_pull", "pool_push")
 NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
