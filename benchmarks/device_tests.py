@@ -6,32 +6,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
-OPERATORS = ("values", "products", "mlp", "autograd")
+OPERATORS = ("values", "autograd")
 SWEEPS = ("exact", "loss", "precision", "perceptron", "graphs")
-FILES = (
-    *(f"test_ops_{name}.py" for name in OPERATORS),
-    "test_gini.py",
-    *(f"test_sweep_{name}.py" for name in SWEEPS),
-)
-"""Those whose tests take every back end in turn; tests of the device alone are test_gpu_*.py."""
-PROCESSES = 6
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+PROCESSES = max(2, min(12, (os.cpu_count() or 1) - 2))
 RESTARTS = 20  # of one file: more often no test brings a process down, but something else
 ENDED = (0, 1, 5)  # exit status of pytest: passed, failed, nothing to do
 
 Say = Callable[[str], object]
+Plan = list[tuple[str, str]]
+"""(test file, what the names of its tests must match) for every process."""
 
 
 @dataclass
 class Outcomes:
     """Of one file: test to (outcome, why); collected: all of its tests; broken: why it could not be run."""
 
+    file: str
     tests: dict[str, tuple[str, str]] = field(default_factory=dict)
     collected: set[str] = field(default_factory=set)
     broken: str = ""
@@ -60,7 +58,7 @@ def command(file: str, keyword: str) -> list[str]:
 
 def run_file(file: str, keyword: str, deadline: float) -> Outcomes:
     """All tests of a file, in one process after another until each has an outcome or the time is up."""
-    found = Outcomes()
+    found = Outcomes(file)
     for _ in range(RESTARTS):
         left = deadline - time.monotonic()
         if left <= 0:
@@ -88,14 +86,14 @@ def run_file(file: str, keyword: str, deadline: float) -> Outcomes:
     return found
 
 
-def summary(files: dict[str, Outcomes]) -> dict[str, Any]:
-    """Counts of all files, and every failure with its reason."""
+def summary(parts: Iterable[Outcomes]) -> dict[str, Any]:
+    """Counts of all parts, and every failure with its reason."""
     counts = {"passed": 0, "failed": 0, "skipped": 0, "missing": 0}
     failures = []
-    for file, found in files.items():
+    for found in parts:
         if found.broken:
             counts["failed"] += 1
-            failures.append({"test": file, "why": found.broken})
+            failures.append({"test": found.file, "why": found.broken})
         counts["missing"] += len(found.collected - set(found.tests))
         for test, (outcome, why) in found.tests.items():
             counts[outcome] += 1
@@ -109,23 +107,32 @@ def counts(tests: dict[str, Any]) -> str:
     return f"{tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped, {tests['missing']} not run"
 
 
-def run_tests(device: str, deadline: float, say: Say, files: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Run what a device can be tested with; returns what `summary` does.
-
-    On the CPU, in a rehearsal, only what takes seconds. deadline: in the seconds of time.monotonic.
-    """
+def plan(device: str) -> Plan:
+    """Tests of a GPU alone, then those that take every back end in turn; on the CPU, in a rehearsal, a few."""
     if device == "cpu":
-        plan = dict.fromkeys(files or ("test_gini.py",), "cpu and float32")
-    else:
-        alone = sorted(path.name for path in TESTS.glob("test_gpu_*.py"))
-        plan = {**dict.fromkeys(alone, ""), **dict.fromkeys(FILES, "triton")}
-        plan = {file: plan[file] for file in files} if files else plan
-    found: dict[str, Outcomes] = {}
+        return [("test_gini.py", "cpu and float32")]
+    others = " and ".join(f"not {dtype}" for dtype in DTYPES)
+    operators = [f"test_ops_{name}.py" for name in OPERATORS]
+    return [
+        *((path.name, "") for path in sorted(TESTS.glob("test_gpu_*.py"))),
+        *((file, f"triton and {which}") for file in operators for which in (*DTYPES, others)),
+        *((file, "triton") for file in ("test_ops_products.py", "test_ops_mlp.py", "test_gini.py")),
+        *((f"test_sweep_{name}.py", "triton") for name in SWEEPS),
+    ]
 
-    def run(file: str) -> None:
-        found[file] = run_file(file, plan[file], deadline)
-        say(f"{file}: {counts(summary({file: found[file]}))}")
 
+def run_tests(device: str, deadline: float, say: Say) -> dict[str, Any]:
+    """Run what a device can be tested with, several processes at once; returns what `summary` does.
+
+    deadline: in the seconds of time.monotonic.
+    """
+    found: dict[tuple[str, str], Outcomes] = {}
+
+    def run(part: tuple[str, str]) -> None:
+        found[part] = run_file(*part, deadline)
+        say(f"{part[0]} ({part[1] or 'all'}): {counts(summary([found[part]]))}")
+
+    parts = plan(device)
     with ThreadPoolExecutor(PROCESSES) as pool:
-        list(pool.map(run, plan))
-    return summary({file: found[file] for file in plan})
+        list(pool.map(run, parts))
+    return summary([found[part] for part in parts])

@@ -55,7 +55,7 @@ def test_gradient_is_within_twice_the_error_of_the_sorted_formula(dtype, backend
 
 def test_an_image_of_150528_pixels_against_numpy(backend):
     a = torch.rand(150_528).square()
-    order = np.sort(a.double().numpy())
+    order = np.sort(a.double().cpu().numpy())
     n = len(order)
     truth = ((2 * np.arange(1, n + 1) - n - 1) * order).sum() / (n * order.sum())
     value, gradient = xa.ops.gini(a)

@@ -89,7 +89,8 @@ def gradients(function, args, seed):
     args = tuple(t.detach().requires_grad_() if isinstance(t, Tensor) and t.is_floating_point() else t for t in args)
     result = function(*args)
     result = result if isinstance(result, Tensor) else result[0]
-    d = torch.randn(result.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator(result.device).manual_seed(seed)
+    d = torch.randn(result.shape, generator=generator, dtype=torch.float64, device=result.device)
     leaves = [t for t in args if isinstance(t, Tensor) and t.requires_grad]
     return torch.autograd.grad(result, leaves, d.bfloat16().to(result.dtype), allow_unused=True)
 
@@ -149,8 +150,8 @@ def test_opcheck(op, which, requires_grad):
 
 @by_op
 @by_dtype
-def test_fake_results_have_the_shape_and_dtype_of_real_ones(op, dtype, backend):
-    for sample in sample_inputs(op, dtype):
+def test_fake_results_have_the_shape_and_dtype_of_real_ones(op, dtype, backend, device):
+    for sample in sample_inputs(op, dtype, device):
         real = getattr(xa.ops, op)(*sample.args)
         meta = tuple(t.to("meta") if isinstance(t, Tensor) else t for t in sample.args)
         fake = getattr(torch.ops.xattr, op)(*meta)

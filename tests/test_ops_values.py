@@ -128,7 +128,7 @@ def test_bit_i_of_word_j_is_element_32_j_plus_i(positive, length, words, dtype, 
     expected[1] = torch.tensor(words, dtype=torch.int32)
     for slope in (None, torch.ones(1, dtype=dtype, device=device)):
         _, bits = xa.ops.relu_mask(z, slope)
-        assert torch.equal(bits.cpu(), expected)
+        assert torch.equal(bits.cpu(), expected.cpu())
     kept = xa.ops.mask_mul(torch.ones_like(z), expected.to(device))
     assert kept[1].nonzero().flatten().tolist() == positive
     assert not kept[[0, 2]].any()
