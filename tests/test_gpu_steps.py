@@ -1,50 +1,29 @@
 """Training steps on a GPU: gradients against double backward in float64, CUDA graphs, torch.compile, streams."""
 
+import functools
+
 import pytest
 import torch
-from helpers import eager_attribute, eager_attribute_loss, relative_error, run_step
+from helpers import relative_error
+from steps import DTYPES, assert_within_twice_pytorch, attributed, attributed_loss, convnet, drawn, perceptron
 from torch import Tensor, nn
 
 import xattr_cuda as xa
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU that PyTorch can use")
 DEVICE = "cuda"
-
-
-def perceptron(outputs: int = 1, widths: tuple[int, ...] = (118, 256, 128, 33)) -> nn.Module:
-    return xa.models.xmlp([*widths, outputs])
-
-
-def convnet(outputs: int = 10) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1, bias=False),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1, bias=False),
-        nn.LeakyReLU(0.1),
-        nn.MaxPool2d(3, 2, 1),
-        nn.Flatten(),
-        nn.Linear(32 * 4 * 4, 40, bias=False),
-        nn.ReLU(),
-        nn.Linear(40, outputs, bias=False),
-    )
-
-
 NETWORKS = {
-    "perceptron, one output": (lambda: perceptron(1), (118,)),
-    "perceptron": (lambda: perceptron(10), (118,)),
-    "wide perceptron": (lambda: perceptron(10, (300, 1024, 700)), (300,)),
-    "PReLU": (lambda: xa.models.xmlp([37, 65, 33, 3], activation=nn.PReLU), (37,)),
-    "convnet": (convnet, (3, 16, 16)),
-    "convnet, one output": (lambda: convnet(1), (3, 16, 16)),
+    "perceptron, one output": (perceptron(118, 256, 128, 33, 1), (118,)),
+    "perceptron": (perceptron(118, 256, 128, 33, 10), (118,)),
+    "wide perceptron": (perceptron(300, 1024, 700, 10), (300,)),
+    "PReLU": (perceptron(37, 65, 33, 3, activation=nn.PReLU), (37,)),
+    "convnet": (lambda: convnet(16, 40, 10), (3, 16, 16)),
+    "convnet, one output": (lambda: convnet(16, 40, 1), (3, 16, 16)),
 }
 BATCH = 100
-# Rounding carries pre-activations across zero in another way than PyTorch's own, which changes gradients: in this many
-# draws the smallest ratio of the two errors is one where it did not.
-DRAWS = 3
 
 by_network = pytest.mark.parametrize("network", NETWORKS)
-by_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+by_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 by_precision = pytest.mark.parametrize("precision", ["highest", "high"])
 
 
@@ -55,61 +34,9 @@ def _precision():
     torch.set_float32_matmul_precision(before)
 
 
-def drawn(network: str, dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format):
-    """(model, the same in float64, x) on the device."""
+def draw(network: str, dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format):
     build, sample = NETWORKS[network]
-    model = build().to(DEVICE, dtype)
-    exact = build().to(DEVICE, torch.float64)
-    exact.load_state_dict(model.state_dict())
-    x = torch.randn(BATCH, *sample, device=DEVICE).to(dtype)
-    if x.dim() == 4:
-        x, model = x.contiguous(memory_format=memory_format), model.to(memory_format=memory_format)
-    return model, exact, x
-
-
-def squares(output: Tensor, attribution: Tensor) -> Tensor:
-    return output.float().square().mean() + attribution.float().square().sum(1).mean()
-
-
-def worst_ratio(got, plain, truth) -> float:
-    """The largest error over twice PyTorch's own, among all that a step computes."""
-    ratios = []
-    for name, exact in truth.items():
-        assert got[name].dtype == plain[name].dtype, name
-        floor = torch.finfo(got[name].dtype).eps
-        own = relative_error(plain[name], exact)
-        ratios.append(relative_error(got[name], exact) / (2 * own + floor))
-    return max(ratios)
-
-
-def assert_good(step, network, dtype, memory_format=torch.contiguous_format) -> None:
-    """`step(attribute or eager, model, x)` is within twice PyTorch's own error in one of a few draws."""
-    found = []
-    for _ in range(DRAWS):
-        model, exact, x = drawn(network, dtype, memory_format)
-        found.append(worst_ratio(step(True, model, x), step(False, model, x), step(False, exact, x.double())))
-        if found[-1] <= 1:
-            return
-    pytest.fail(f"errors over twice those of PyTorch: {found}")
-
-
-def attributed(target):
-    def step(swept, model, x):
-        return run_step(xa.attribute if swept else eager_attribute, model, x, target, loss=squares)
-
-    return step
-
-
-def attributed_loss(labels):
-    def step(swept, model, x):
-        def attribute(model, x, target, *, cotangent):
-            function = xa.attribute_loss if swept else eager_attribute_loss
-            loss, _, attribution = function(model, x, nn.functional.cross_entropy, labels)
-            return loss, attribution
-
-        return run_step(attribute, model, x, loss=lambda loss, a: loss.float() + a.float().square().sum())
-
-    return step
+    return drawn(build, torch.randn(BATCH, *sample, device=DEVICE), dtype, memory_format)
 
 
 def target_of(network: str) -> Tensor | None:
@@ -119,30 +46,34 @@ def target_of(network: str) -> Tensor | None:
 @by_network
 @by_dtype
 def test_an_attribution_and_its_gradients_are_within_twice_the_error_of_double_backward(network, dtype):
-    assert_good(attributed(target_of(network)), network, dtype)
+    assert_within_twice_pytorch(attributed(target_of(network)), functools.partial(draw, network, dtype))
 
 
 @by_precision
 @by_network
 def test_products_of_float32_have_the_precision_that_pytorch_is_set_to(network, precision):
     torch.set_float32_matmul_precision(precision)
-    assert_good(attributed(target_of(network)), network, torch.float32)
+    assert_within_twice_pytorch(attributed(target_of(network)), functools.partial(draw, network, torch.float32))
 
 
 @pytest.mark.parametrize("network", [name for name in NETWORKS if "one output" not in name])
 @by_dtype
 def test_an_attributed_loss_is_within_twice_the_error_of_double_backward(network, dtype):
-    assert_good(attributed_loss(torch.randint(3, (BATCH,), device=DEVICE)), network, dtype)
+    assert_within_twice_pytorch(
+        attributed_loss(torch.randint(3, (BATCH,), device=DEVICE)), functools.partial(draw, network, dtype)
+    )
 
 
 @by_dtype
 def test_channels_last_is_within_twice_the_error_of_double_backward(dtype):
-    assert_good(attributed(target_of("convnet")), "convnet", dtype, torch.channels_last)
+    assert_within_twice_pytorch(
+        attributed(target_of("convnet")), functools.partial(draw, "convnet", dtype, torch.channels_last)
+    )
 
 
 def training_step(network: str):
     """(model, x, a function of x that takes one step with a prior and leaves the gradients in the model)."""
-    model, _, x = drawn(network, torch.float32)
+    model, _, x = draw(network, torch.float32)
     target = target_of(network)
 
     def step(x: Tensor) -> Tensor:
@@ -200,7 +131,7 @@ def test_a_step_on_another_stream_needs_no_synchronisation(network):
 
 @pytest.mark.parametrize("network", ["perceptron", "perceptron, one output", "convnet"])
 def test_a_compiled_step_gives_every_parameter_its_gradient(network):
-    model, _, x = drawn(network, torch.float32)
+    model, _, x = draw(network, torch.float32)
     target = target_of(network)
 
     def loss(x: Tensor) -> Tensor:

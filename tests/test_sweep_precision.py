@@ -110,7 +110,7 @@ def test_autocast_has_the_dtypes_and_twice_the_error_of_eager_autocast(network, 
     u = torch.randn_like(build(network, batch=33)[0](build(network, batch=33)[1]).detach())
 
     def run(attribute, model, x):
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=x.dtype == torch.float32)
+        autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=x.dtype == torch.float32)
 
         def under_autocast(*args, **kwargs):
             with autocast:
@@ -132,7 +132,7 @@ def test_autocast_has_the_dtypes_and_twice_the_error_of_eager_autocast(network, 
 def test_autocast_of_an_attributed_loss_equals_eager_autocast(backend):
     model, x = build("many outputs", batch=33, dtype=torch.float32)
     labels = torch.randint(3, (33,))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         eager_loss, eager_output, _ = eager_attribute_loss(
             model, x.clone().requires_grad_(), nn.functional.cross_entropy, labels
         )
