@@ -91,14 +91,3 @@ def emulated(_emulating_driver: Any) -> Iterator[Any]:
     _emulating_driver.launches.clear()
     with installed(_emulating_driver):
         yield _emulating_driver
-
-
-@pytest.fixture
-def poisoned() -> Iterator[None]:
-    """New memory holds NaN and the largest whole numbers, so that what a kernel leaves out is seen."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
