@@ -29,13 +29,17 @@ _TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
     # operator: architecture, or "" for all that are not named: its configurations, which the launcher chooses from
     # Of values of four and of two bytes, so that a thread moves 16 bytes at once of either.
     "elementwise": {"": (Config("w64", {"WORDS": 64}, 4), Config("w128", {"WORDS": 128}, 4))},
-    "pool": {"": (Config("e512", {"ELEMENTS": 512}, 4), Config("e1024", {"ELEMENTS": 1024}, 4))},
+    "pool": {
+        "": (Config("e512", {"ELEMENTS": 512}, 4), Config("e1024", {"ELEMENTS": 1024}, 4)),
+        "gfx942": (Config("e512-2", {"ELEMENTS": 512}, 2), Config("e1024-2", {"ELEMENTS": 1024}, 2)),  # warps of 64
+    },
     "gini": {"": (Config("b1024", {"BLOCK": 1024}, 4),)},
-    # Of four-byte and of two-byte values.
+    # Of exact fp32, of fp32 multiplied as TF32, of two-byte values.
     "perceptron": {
         "": (
-            Config("64x64x32", {"ROWS": 64, "BLOCK": 64, "STEP": 32}, 4, 2),
-            Config("64x64x64", {"ROWS": 64, "BLOCK": 64, "STEP": 64}, 4, 2),
+            Config("32x64x16", {"ROWS": 32, "BLOCK": 64, "STEP": 16}, 8, 2),
+            Config("64x64x32", {"ROWS": 64, "BLOCK": 64, "STEP": 32}, 8, 2),
+            Config("64x64x64", {"ROWS": 64, "BLOCK": 64, "STEP": 64}, 8, 2),
         )
     },
 }

@@ -67,7 +67,7 @@ def launch(kernel: Any, shape: torch.Size, slope: Tensor | None, *tensors: Tenso
     if n % WORD_BITS == 0 and kind != SLOPES:
         rows, n = 1, shape.numel()
     row_words = words(n)
-    config = _config(first.dtype, n, architecture(first.device))
+    config = _config(first.dtype, kind, n, architecture(first.device))
     tile_words = config.blocks["WORDS"]
     tile_row = min(tile_words, triton.next_power_of_2(row_words))
     programs = triton.cdiv(rows, tile_words // tile_row) * triton.cdiv(row_words, tile_row)
@@ -85,10 +85,10 @@ def launch(kernel: Any, shape: torch.Size, slope: Tensor | None, *tensors: Tenso
         )
 
 
-def _config(dtype: torch.dtype, n: int, arch: str) -> Config:
-    """The configuration whose threads move the same bytes at every dtype, in 16-byte accesses where rows allow it."""
+def _config(dtype: torch.dtype, kind: int, n: int, arch: str) -> Config:
+    """The configuration whose threads move the same bytes at every dtype; the smaller where more is in registers."""
     four_bytes, two_bytes = configs("elementwise", arch)
-    return two_bytes if dtype.itemsize == 2 and n % 16 == 0 else four_bytes
+    return two_bytes if dtype.itemsize == 2 and n % 16 == 0 and kind != SLOPES else four_bytes
 
 
 def variants(kernel: Any, values: tuple[str, ...], bits: str = "bits_ptr") -> Iterator[Variant]:
@@ -98,7 +98,7 @@ def variants(kernel: Any, values: tuple[str, ...], bits: str = "bits_ptr") -> It
     """
     for (dtype, pointer), (what, slope, aligned, row) in itertools.product(POINTERS.items(), _KINDS):
         pointers = {bits: "*i32", **dict.fromkeys(values, pointer), **({"slope_ptr": pointer} if slope else {})}
-        for config, archs in by_config(partial(_config, DTYPES[dtype], 16 if aligned else 1)):
+        for config, archs in by_config(partial(_config, DTYPES[dtype], slope, 16 if aligned else 1)):
             constants: dict[str, Any] = {"SLOPE": slope, "ROW": row or config.blocks["WORDS"]}
             constants |= {} if slope else {"slope_ptr": None}
             constants |= {"rows": 1} if aligned and slope != SLOPES else {}

@@ -1,6 +1,6 @@
 """mlp_attribute: forward and attribution sweep of a perceptron in one launch. Twin of the reference of that name."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -10,6 +10,7 @@ from torch import Tensor
 from . import perceptron
 from .perceptron import activate, masked, product, store_mask, store_rows
 from .precision import input_precision
+from .variant import Variant
 
 
 @triton.jit
@@ -22,7 +23,7 @@ def mlp_attribute_kernel(
     LAST: tl.constexpr = len(WIDTHS) - 1
     scratch_ptr += tl.program_id(0).to(tl.int64) * 2 * ROWS * WIDEST
     for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
-        first = tile.to(tl.int64) * ROWS
+        first = tl.cast(tile, tl.int64) * ROWS
         valid = rows - tile * ROWS
 
         # h_l = m_l * (W_l h_{l-1})
@@ -119,3 +120,15 @@ def mlp_attribute(
             num_stages=chosen.config.num_stages,
         )
     return y, a, bits, h, g
+
+
+def _variants() -> Iterator[Variant]:
+    """With one output as its users have it: cotangents kept, h and g_0 not."""
+    for one in perceptron.compiled():
+        values = dict.fromkeys(("x_ptr", "u_ptr", "y_ptr", "a_ptr", "scratch_ptr"), one.pointer)
+        numbers = dict.fromkeys(("x_stride", "u_stride", "rows"), "i32")
+        nothing = (None,) * (one.depth + 1)
+        yield one.variant(mlp_attribute_kernel, {**values, **numbers, "kept_h": nothing, "kept_g": one.hidden}, {})
+
+
+VARIANTS = list(_variants())

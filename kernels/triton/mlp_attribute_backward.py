@@ -5,8 +5,8 @@ tangent sweep of the attribution. Each layer's pairs are multiplied as soon as b
 added to the program's own gradients, in an order that does not depend on chance.
 """
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 import triton
@@ -16,6 +16,7 @@ from torch import Tensor
 from . import perceptron
 from .perceptron import masked, product, store_rows
 from .precision import input_precision
+from .variant import Variant
 
 LONGEST_SPAN = 512  # rows whose values stay in the second-level cache for all programs
 REDUCED = 1024  # elements that a program adds up
@@ -35,10 +36,14 @@ def add_pairs(
             for first in range(0, valid, STEP):
                 row = first + tl.arange(0, STEP)
                 g = tl.load(
-                    g_ptr + row[None, :] * g_stride + n[:, None], mask=(row[None, :] < valid) & (n[:, None] < N), other=0
+                    g_ptr + row[None, :] * g_stride + n[:, None],
+                    mask=(row[None, :] < valid) & (n[:, None] < N),
+                    other=0,
                 )
                 v = tl.load(
-                    v_ptr + row[:, None] * v_stride + k[None, :], mask=(row[:, None] < valid) & (k[None, :] < K), other=0
+                    v_ptr + row[:, None] * v_stride + k[None, :],
+                    mask=(row[:, None] < valid) & (k[None, :] < K),
+                    other=0,
                 )
                 total = tl.dot(g, v, total, input_precision=PRECISION)
             keep = (n[:, None] < N) & (k[None, :] < K)
@@ -102,7 +107,7 @@ def mlp_attribute_backward_kernel(
     scratch_ptr += tl.program_id(0).to(tl.int64) * 2 * span_rows * WIDEST
     partial_ptr += tl.program_id(0).to(tl.int64) * PLACES[LAST + 1]
     for span in range(tl.program_id(0), tl.cdiv(rows, span_rows), tl.num_programs(0)):
-        first = span.to(tl.int64) * span_rows
+        first = tl.cast(span, tl.int64) * span_rows
         valid = tl.minimum(span_rows, rows - span * span_rows)
         begun = span > tl.program_id(0)
 
@@ -161,8 +166,8 @@ def mlp_attribute_backward_kernel(
                     else:
                         sweep_span(
                             in_ptr, WIDEST, weights[l - 1], 1, WIDTHS[l - 1],
-                            bits[l] + first * ((WIDTHS[l] + 31) // 32), scratch_ptr + l % 2 * span_rows * WIDEST, WIDEST,
-                            valid, WIDTHS[l - 1], WIDTHS[l], SLOPES[l], ROWS, BLOCKS[l], STEP, PRECISION,
+                            bits[l] + first * ((WIDTHS[l] + 31) // 32), scratch_ptr + l % 2 * span_rows * WIDEST,
+                            WIDEST, valid, WIDTHS[l - 1], WIDTHS[l], SLOPES[l], ROWS, BLOCKS[l], STEP, PRECISION,
                         )  # fmt: skip
                 tl.debug_barrier()
 
@@ -176,7 +181,7 @@ def add_partials_kernel(partial_ptr, gradients, programs, PLACES: tl.constexpr, 
             keep = place < PLACES[l + 1] - PLACES[l]
             total = tl.zeros((SIZE,), dtype=tl.float32)
             for program in range(programs):
-                there = partial_ptr + program.to(tl.int64) * PLACES[len(PLACES) - 1] + PLACES[l] + place
+                there = partial_ptr + tl.cast(program, tl.int64) * PLACES[len(PLACES) - 1] + PLACES[l] + place
                 total += tl.load(there, mask=keep, other=0)
             tl.store(gradients[l] + place, total.to(gradients[l].dtype.element_ty), mask=keep)
 
@@ -263,3 +268,27 @@ def mlp_attribute_backward(
                 partial, gradients, programs, PLACES=places, SIZE=REDUCED
             )
     return [gradients[k] for k in trained], v_end, delta_end
+
+
+def _variants() -> Iterator[Variant]:
+    """With one chain, all layers trained, and with two where there is more than one output."""
+    for one in perceptron.compiled():
+        widths, depth = one.sizes.widths, one.depth
+        absent = dict.fromkeys(("s_ptr", "s_stride", "c_ptr", "c_stride"))
+        chains = {"task": one.pointer} if widths[-1] > 1 else {}
+        if not chains:
+            absent |= dict.fromkeys(("delta_ptr", "delta_stride"))
+        values = ("x_ptr", "a_ptr", "v_end_ptr", "delta_end_ptr", "scratch_ptr", *(("delta_ptr",) if chains else ()))
+        numbers = ("x_stride", "a_stride", "rows", "span_rows", *(("delta_stride",) if chains else ()))
+        layers = (None, *(one.pointer,) * depth)
+        strides = (None, *("i32",) * depth)
+        none = (None,) * (depth + 1)
+        signature = dict.fromkeys(values, one.pointer) | dict.fromkeys(numbers, "i32")
+        signature |= {"partial_ptr": "*fp32", "g": layers, "g_strides": strides}
+        signature |= {"h": layers, "h_strides": strides} if chains else {"h": none, "h_strides": none}
+        places = (0, 0, *accumulate(k * n for k, n in pairwise(widths)))
+        constants = {**absent, "PLACES": places, "UP": depth - 1, "DOWN": 2}
+        yield one.variant(mlp_attribute_backward_kernel, signature, constants, "two-chains" if chains else "one-chain")
+
+
+VARIANTS = list(_variants())

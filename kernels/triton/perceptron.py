@@ -7,7 +7,8 @@ where nothing is wanted.
 """
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from ..reference.bits import words
 from . import bits as packing
-from .configs import Config, architecture, configs
+from .configs import ARCHITECTURES, Config, architecture, by_config, configs
+from .precision import input_precision
+from .variant import DTYPES, POINTERS, Variant
 
 WIDEST, DEEPEST = 256, 8  # of the networks that one launch serves; others go layer by layer
 
@@ -69,11 +72,7 @@ def masked(t, bits_ptr, valid, start, COUNT: tl.constexpr, SLOPE: tl.constexpr):
     ROW_WORDS: tl.constexpr = (COUNT + 31) // 32
     place = row[:, None] * ROW_WORDS + word[None, :]
     mask = packing.unpack(tl.load(bits_ptr + place, mask=(row[:, None] < valid) & (word[None, :] < ROW_WORDS), other=0))
-    if SLOPE is None:
-        found = tl.where(mask, t, 0.0)
-    else:
-        found = tl.where(mask, t, SLOPE * t)
-    return found
+    return tl.where(mask, t, 0.0 if SLOPE is None else SLOPE * t)
 
 
 @triton.jit
@@ -115,9 +114,10 @@ class Sizes(NamedTuple):
 
 
 @functools.lru_cache(1024)
-def sizes(widths: tuple[int, ...], dtype: torch.dtype, arch: str) -> Sizes:
-    """The choice for a network of these widths."""
-    config = configs("perceptron", arch)[0 if dtype.itemsize == 4 else 1]
+def sizes(widths: tuple[int, ...], dtype: torch.dtype, precision: str, arch: str) -> Sizes:
+    """The choice for a network of these widths whose products have this precision."""
+    exact, tf32, two_bytes = configs("perceptron", arch)
+    config = two_bytes if dtype.itemsize == 2 else exact if precision == "ieee" else tf32
     blocks = tuple(min(config.blocks["BLOCK"], max(32, triton.next_power_of_2(n))) for n in widths)
     return Sizes(config, widths, blocks)
 
@@ -125,7 +125,8 @@ def sizes(widths: tuple[int, ...], dtype: torch.dtype, arch: str) -> Sizes:
 def sizes_for(weights: Sequence[Tensor]) -> Sizes:
     """The choice for these weights where they lie."""
     first = weights[0]
-    return sizes((first.shape[1], *(w.shape[0] for w in weights)), first.dtype, architecture(first.device))
+    widths = (first.shape[1], *(w.shape[0] for w in weights))
+    return sizes(widths, first.dtype, input_precision(first.dtype), architecture(first.device))
 
 
 def serves(weights: Sequence[Tensor]) -> bool:
@@ -164,3 +165,63 @@ def new_bits(x: Tensor, widths: Sequence[int]) -> list[Tensor]:
 def row_major(t: Tensor) -> Tensor:
     """t with unit column stride, rows apart by at least their length."""
     return t if t.stride(1) == 1 and t.stride(0) >= t.shape[1] else t.contiguous()
+
+
+NETWORKS = {
+    "64x4": (64, 64, 64, 64, 1),
+    "tabular": (118, 256, 128, 32, 1),
+    "256x6": (*(256,) * 6, 1),
+    "ten": (64, 64, 10),
+}
+"""Widths that stand for all in the compile report, by name."""
+
+PRECISIONS = (("fp32", "ieee"), ("fp32", "tf32"), ("bf16", "ieee"), ("fp16", "ieee"))
+"""(dtype, precision of its products)."""
+
+
+class Compiled(NamedTuple):
+    """A network and precision that the kernels may be compiled for: what they share of a variant."""
+
+    name: str
+    sizes: Sizes
+    dtype: str
+    precision: str
+    architectures: tuple[str, ...]
+
+    @property
+    def pointer(self) -> str:
+        """The type of a pointer to values."""
+        return POINTERS[self.dtype]
+
+    @property
+    def depth(self) -> int:
+        """Layers."""
+        return len(self.sizes.widths) - 1
+
+    @property
+    def hidden(self) -> tuple[str | None, ...]:
+        """Types of what the hidden layers have, by layer."""
+        return (None, *(self.pointer,) * (self.depth - 1), None)
+
+    def variant(self, kernel: Any, signature: dict[str, Any], constants: dict[str, Any], what: str = "") -> Variant:
+        """The kernel for ReLU, its values aligned and its strides multiples of 16 where all widths are."""
+        masks = tuple(None if kind is None else "*i32" for kind in self.hidden)
+        signature = {"weights": (self.pointer,) * self.depth, "bits": masks, **signature}
+        strides = tuple(name for name in signature if name.endswith("_stride") and self.sizes.widths[0] % 16 == 0)
+        pointers = tuple(name for name, kind in signature.items() if isinstance(kind, tuple) or kind.startswith("*"))
+        shared = self.sizes.constants((None,) * (self.depth + 1))
+        return Variant.of(
+            *(kernel, self.sizes.config, self.dtype, signature, {**shared, "PRECISION": self.precision, **constants}),
+            divisible=pointers + strides,
+            what="-".join(part for part in (self.name, what, self.precision if self.dtype == "fp32" else "") if part),
+            gemm=True,
+            architectures=self.architectures,
+        )
+
+
+def compiled() -> Iterator[Compiled]:
+    """All that stand for what users have."""
+    for (name, widths), (dtype, precision) in itertools.product(NETWORKS.items(), PRECISIONS):
+        by_arch = {arch: sizes(widths, DTYPES[dtype], precision, arch) for arch in ARCHITECTURES}
+        for config, archs in by_config({arch: one.config for arch, one in by_arch.items()}.__getitem__):
+            yield Compiled(name, Sizes(config, widths, by_arch[archs[0]].blocks), dtype, precision, archs)

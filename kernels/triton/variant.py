@@ -19,7 +19,8 @@ POINTERS = {name: f"*{name}" for name in DTYPES}
 class Variant:
     """What a launcher asks Triton to compile.
 
-    kernel: the function under @triton.jit. signature: the type of every run-time argument, as in `*fp32` or `i32`.
+    kernel: the function under @triton.jit. signature: the type of every run-time argument, as in `*fp32` or `i32`, or a
+    tuple of types, in which None stands for a None.
     constants: the value of every constexpr, and of run-time arguments that Triton specialises on being None or 1.
     divisible: arguments that are multiples of 16, or pointers aligned to 16 bytes.
     config: its name in the report; it says the dtype, and of a GEMM the precision of its products, `ieee` for exact
@@ -28,7 +29,7 @@ class Variant:
     """
 
     kernel: Any
-    signature: Mapping[str, str]
+    signature: Mapping[str, Any]
     constants: Mapping[str, Any]
     divisible: tuple[str, ...]
     num_warps: int
@@ -44,7 +45,7 @@ class Variant:
         kernel: Any,
         config: Config,
         dtype: str,
-        signature: Mapping[str, str],
+        signature: Mapping[str, Any],
         constants: Mapping[str, Any],
         divisible: tuple[str, ...] = (),
         what: str = "",

@@ -68,7 +68,7 @@ def _number(arch: str) -> str | int:
 
 def compile_kernel(
     kernel: Any,
-    signature: Mapping[str, str],
+    signature: Mapping[str, Any],
     constants: Mapping[str, Any],
     arch: str,
     divisible: Sequence[str] = (),
@@ -76,13 +76,22 @@ def compile_kernel(
 ) -> Any:
     """Triton's compiled kernel.
 
-    signature: argument to type, `*fp16` or `i32`; constants: argument to value; divisible: arguments that are multiples
-    of 16; options: num_warps, num_stages and what else the back end takes.
+    signature: argument to type, `*fp16` or `i32`, or to a tuple of types, in which None stands for a None; constants:
+    argument to value; divisible: arguments that are multiples of 16, in a tuple all that are there; options: num_warps,
+    num_stages and what else the back end takes.
     """
     names = kernel.arg_names
-    types = {name: "constexpr" if name in constants else signature[name] for name in names}
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in divisible}
-    source = ASTSource(fn=kernel, signature=types, constexprs=dict(constants), attrs=attributes)
+    types: dict[str, Any] = {name: "constexpr" if name in constants else signature[name] for name in names}
+    constexprs: dict[Any, Any] = dict(constants)
+    attributes = {}
+    for place, (name, kind) in enumerate(types.items()):
+        parts = {(place, i): one for i, one in enumerate(kind)} if isinstance(kind, tuple) else {(place,): kind}
+        constexprs |= {path: None for path, one in parts.items() if one is None}
+        if name in divisible:
+            attributes |= {path: [["tt.divisibility", 16]] for path, one in parts.items() if one is not None}
+        if isinstance(kind, tuple):
+            types[name] = tuple("constexpr" if one is None else one for one in kind)
+    source = ASTSource(fn=kernel, signature=types, constexprs=constexprs, attrs=attributes)
     return triton.compile(source, target=target(arch), options=options)
 
 
