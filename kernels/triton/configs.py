@@ -27,13 +27,15 @@ class Config:
 
 _TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
     # operator: architecture, or "" for all that are not named: its configurations, which the launcher chooses from
-    # Of values of four and of two bytes, so that a thread moves 16 bytes at once of either.
-    "elementwise": {"": (Config("w64", {"WORDS": 64}, 4), Config("w128", {"WORDS": 128}, 4))},
+    # Of values of four and of two bytes, so that a thread moves 16 bytes at once of either; and of rows of odd lengths.
+    "elementwise": {
+        "": (Config("w64", {"WORDS": 64}, 4), Config("w128", {"WORDS": 128}, 4), Config("w32", {"WORDS": 32}, 4))
+    },
     "pool": {
         "": (Config("e512", {"ELEMENTS": 512}, 4), Config("e1024", {"ELEMENTS": 1024}, 4)),
         "gfx942": (Config("e512-2", {"ELEMENTS": 512}, 2), Config("e1024-2", {"ELEMENTS": 1024}, 2)),  # warps of 64
     },
-    "gini": {"": (Config("b1024", {"BLOCK": 1024}, 4),)},
+    "gini": {"": (Config("b512", {"BLOCK": 512}, 4),)},
     # Of exact fp32, of fp32 multiplied as TF32, of two-byte values.
     "perceptron": {
         "": (
