@@ -193,6 +193,12 @@ def test_a_worker_whose_device_is_lost_ends(monkeypatch, tmp_path):
     assert len(lines_of(tmp_path / "out")) == 2
 
 
+def test_a_worker_ends_after_a_capture_that_failed(monkeypatch, tmp_path):
+    monkeypatch.setattr(worker, "run", lambda task, found: [Row("step", task.name, task.dtype, "all", no_graph="no")])
+    assert work([Task("step", n, device="cpu") for n in ("one", "two")], {}, tmp_path / "out") == STICKY
+    assert len(lines_of(tmp_path / "out")) == 2
+
+
 def test_wrong_gradients_are_not_timed(monkeypatch):
     people = dict(steps.CONTESTANTS)
     wrong = eager(lambda p: 1.01 * double_backward_loss(p))
