@@ -119,11 +119,6 @@ def _attribution_and_sums(a: Tensor) -> tuple[Tensor, ...]:
     return a, a.abs().mean(0), a.abs().sum(1), a.square().sum(1)
 
 
-def _attributed(x: Tensor, g: Tensor) -> tuple[Tensor, ...]:
-    a = x * g
-    return a, a.abs().mean(0), a.abs().sum(1), a.square().sum(1)
-
-
 def pytorch(op: str, arguments: Arguments) -> Call | None:
     """The nearest that PyTorch has, masks as bool and indices of pooling as int64; None where it has nothing."""
     if op in ("relu_mask", "add_relu_mask"):
@@ -137,8 +132,6 @@ def pytorch(op: str, arguments: Arguments) -> Call | None:
         return lambda: F.max_pool2d(arguments[0], *WINDOWS, return_indices=True)
     if op == "gini":
         return lambda: torch.sort(arguments[0])
-    if op == "input_times_gradient":
-        return lambda: _attributed(*arguments)
     if op == "mask_mul":
         mask = _unpacked(arguments[1], arguments[0].shape[-1])
         return lambda: arguments[0] * mask
