@@ -7,6 +7,7 @@ returns NotImplemented, and its caller (`xattr_cuda/ops/gpu.py`) goes to the ref
 
 from .add_relu_mask import add_relu_mask
 from .gini import gini
+from .input_times_gradient import input_times_gradient
 from .mask_mul import mask_mul
 from .max_pool import max_pool
 from .mlp_attribute import mlp_attribute
@@ -18,6 +19,7 @@ from .relu_mask import relu_mask
 __all__ = [
     "add_relu_mask",
     "gini",
+    "input_times_gradient",
     "mask_mul",
     "max_pool",
     "mlp_attribute",

@@ -35,11 +35,17 @@ _TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
         "": (Config("e512", {"ELEMENTS": 512}, 4), Config("e1024", {"ELEMENTS": 1024}, 4)),
         "gfx942": (Config("e512-2", {"ELEMENTS": 512}, 2), Config("e1024-2", {"ELEMENTS": 1024}, 2)),  # warps of 64
     },
+    "attribution": {  # of the products, and of what adds up their sums
+        "": (
+            Config("e2048", {"ELEMENTS": 2048, "COLUMNS": 256, "STEPS": 8}, 4),
+            Config("sums", {"PARTS": 16, "WIDTH": 128}, 4),
+        )
+    },
     "gini": {"": (Config("b512", {"BLOCK": 512}, 4),)},
     # Of exact fp32, of fp32 multiplied as TF32, of two-byte values.
     "perceptron": {
         "": (
-            Config("32x64x16", {"ROWS": 32, "BLOCK": 64, "STEP": 16}, 8, 2),
+            Config("32x64x16", {"ROWS": 32, "BLOCK": 32, "STEP": 16}, 8, 2),
             Config("64x64x32", {"ROWS": 64, "BLOCK": 64, "STEP": 32}, 8, 2),
             Config("64x64x64", {"ROWS": 64, "BLOCK": 64, "STEP": 64}, 8, 2),
         )
