@@ -53,6 +53,33 @@ FAULTS = {
     ),
     "a missing test of the place in a window": Fault("pool_pull", "pool_pull", "named = some & (", "named = some | ("),
     "a wrong stride of the image": Fault("pool_push", "pooling", "* H + h", "* W + h"),
+    "a dropped boundary mask of a product": Fault(
+        "linear_relu_mask", "products", "there = (row[:, None] < rows) & (column[None, :] < columns)",
+        "there = row[:, None] < rows",
+    ),
+    "a product that reads beyond its depth": Fault(
+        "linear_relu_mask", "products", "mask=(row[:, None] < rows) & (first + k[None, :] < depth)",
+        "mask=row[:, None] < rows",
+    ),
+    "a product that does not start at zero": Fault(
+        "matmul_mask", "products", "tl.zeros((TALL, WIDE), dtype=tl.float32)",
+        "tl.full((TALL, WIDE), 1.0, dtype=tl.float32)",
+    ),
+    "a wrong stride of a product": Fault(
+        "matmul_mask", "products", "row.to(tl.int64)[:, None] * columns", "row.to(tl.int64)[:, None] * depth"
+    ),
+    "a mask of other rows": Fault("matmul_mask", "products", "[:, None] * row_words", "[:, None] * (row_words - 1)"),
+    "a weight gradient that does not start at zero": Fault(
+        "dual_weight_grad", "dual_weight_grad", "tl.zeros((TALL, WIDE), dtype=tl.float32)",
+        "tl.full((TALL, WIDE), 1.0, dtype=tl.float32)",
+    ),
+    "a second pair that is the first": Fault(
+        "dual_weight_grad", "dual_weight_grad", "g_ptr, g_stride, v_ptr, v_stride, own_rows, first",
+        "delta_ptr, delta_stride, v_ptr, v_stride, own_rows, first",
+    ),
+    "a split that is left out": Fault(
+        "dual_weight_grad", "dual_weight_grad", "range(splits)", "range(splits - 1)"
+    ),
     "an accumulator that does not start at zero": Fault(
         "mlp_attribute", "perceptron", "total = tl.zeros((ROWS, BLOCK), dtype=tl.float32)",
         "total = tl.full((ROWS, BLOCK), 1.0, dtype=tl.float32)",
@@ -119,6 +146,9 @@ ARGUMENTS = {
     "max_pool": lambda: (_whole(2, 3, 8, 7) - 3, *WINDOWS, False),
     "pool_pull": lambda: (_whole(2, 3, 4, 4) + 0.5, torch.randint(9, (2, 3, 4, 4)).byte(), (2, 3, 8, 7), *WINDOWS),
     "pool_push": lambda: (torch.randn(2, 3, 8, 7), torch.randint(9, (2, 3, 4, 4)).byte(), *WINDOWS),
+    "linear_relu_mask": lambda: (_whole(19, 21), _whole(45, 21), None),
+    "matmul_mask": lambda: (_whole(19, 21), _whole(21, 45), pack_bits(torch.rand(19, 45) > 0.5), None),
+    "dual_weight_grad": lambda: (_whole(1100, 9), _whole(1100, 21), _whole(1100, 9), _whole(1100, 21)),
     "mlp_attribute": lambda: (_whole(19, 20), *_network(), _whole(19, 3), [1], [0, 1]),
     "mlp_attribute_backward": _backward,
     "gini": lambda: (torch.rand(70),),
