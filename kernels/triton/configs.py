@@ -25,6 +25,12 @@ class Config:
     num_stages: int = 1
 
 
+def _tiles(tall: int, wide: int, step: int, num_warps: int, num_stages: int) -> Config:
+    """Tiles [tall, wide] of a product, whose factors are read `step` elements deep."""
+    blocks = {"TALL": tall, "WIDE": wide, "STEP": step, "GROUP": 8}
+    return Config(f"{tall}x{wide}x{step}", blocks, num_warps, num_stages)
+
+
 _TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
     # operator: architecture, or "" for all that are not named: its configurations, which the launcher chooses from
     # Of values of four and of two bytes, so that a thread moves 16 bytes at once of either; and of rows of odd lengths.
@@ -37,15 +43,50 @@ _TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
     },
     "attribution": {  # of the products, and of what adds up their sums
         "": (
-            Config("e2048", {"ELEMENTS": 2048, "COLUMNS": 256, "STEPS": 8}, 4),
+            Config("e1024", {"ELEMENTS": 1024, "COLUMNS": 256, "STEPS": 16}, 4),
             Config("sums", {"PARTS": 16, "WIDTH": 128}, 4),
-        )
+        ),
+        "gfx942": (
+            Config("e1024-2", {"ELEMENTS": 1024, "COLUMNS": 256, "STEPS": 16}, 2),
+            Config("sums", {"PARTS": 16, "WIDTH": 128}, 4),
+        ),
     },
-    "gini": {"": (Config("b512", {"BLOCK": 512}, 4),)},
+    "gini": {"": (Config("b1024", {"BLOCK": 1024}, 8),)},
+    # Of exact fp32; of fp32 multiplied as TF32, in large and in small tiles; of two-byte values likewise.
+    "product": {
+        "": (
+            _tiles(64, 64, 16, 8, 2),
+            _tiles(128, 128, 32, 8, 3),
+            _tiles(64, 64, 32, 4, 3),
+            _tiles(128, 128, 32, 8, 4),
+            _tiles(64, 64, 64, 4, 3),
+        ),
+        "86": (
+            _tiles(64, 64, 16, 8, 2),
+            _tiles(64, 64, 32, 4, 3),
+            _tiles(64, 64, 32, 4, 3),
+            _tiles(128, 128, 32, 8, 3),
+            _tiles(64, 64, 64, 4, 3),
+        ),
+        "90": (
+            _tiles(64, 64, 16, 8, 2),
+            _tiles(128, 128, 32, 8, 4),
+            _tiles(64, 64, 32, 4, 4),
+            _tiles(128, 128, 64, 8, 4),
+            _tiles(64, 64, 64, 4, 4),
+        ),
+        "gfx942": (
+            _tiles(64, 64, 16, 8, 1),
+            _tiles(64, 64, 32, 4, 2),
+            _tiles(64, 64, 32, 4, 2),
+            _tiles(128, 128, 32, 8, 2),
+            _tiles(64, 64, 64, 4, 2),
+        ),
+    },
     # Of exact fp32, of fp32 multiplied as TF32, of two-byte values.
     "perceptron": {
         "": (
-            Config("32x64x16", {"ROWS": 32, "BLOCK": 32, "STEP": 16}, 8, 2),
+            Config("32x32x16", {"ROWS": 32, "BLOCK": 32, "STEP": 16}, 8, 2),
             Config("64x64x32", {"ROWS": 64, "BLOCK": 64, "STEP": 32}, 8, 2),
             Config("64x64x64", {"ROWS": 64, "BLOCK": 64, "STEP": 64}, 8, 2),
         )
