@@ -5,6 +5,7 @@ current stream of their device, and waits for nothing. It serves fp32, bf16 and 
 returns NotImplemented, and its caller (`xattr_cuda/ops/gpu.py`) goes to the reference.
 """
 
+from . import by_parts, perceptron
 from .add_relu_mask import add_relu_mask
 from .dual_weight_grad import dual_weight_grad
 from .gini import gini
@@ -21,6 +22,7 @@ from .relu_mask import relu_mask
 
 __all__ = [
     "add_relu_mask",
+    "by_parts",
     "dual_weight_grad",
     "gini",
     "input_times_gradient",
@@ -30,6 +32,7 @@ __all__ = [
     "max_pool",
     "mlp_attribute",
     "mlp_attribute_backward",
+    "perceptron",
     "pool_pull",
     "pool_push",
     "relu_mask",

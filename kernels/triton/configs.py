@@ -83,10 +83,9 @@ _TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
             _tiles(64, 64, 64, 4, 2),
         ),
     },
-    # Of exact fp32, of fp32 multiplied as TF32, of two-byte values.
+    # Of fp32 multiplied as TF32, of two-byte values.
     "perceptron": {
         "": (
-            Config("32x32x16", {"ROWS": 32, "BLOCK": 32, "STEP": 16}, 8, 2),
             Config("64x64x32", {"ROWS": 64, "BLOCK": 64, "STEP": 32}, 8, 2),
             Config("64x64x64", {"ROWS": 64, "BLOCK": 64, "STEP": 64}, 8, 2),
         )

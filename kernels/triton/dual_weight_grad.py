@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import Config, architecture
-from .precision import input_precision
+from .precision import add_product, input_precision
 from .products import as_rows, choice, config_name, configurations, multiprocessors, tile_of
 from .variant import POINTERS, Variant
 
@@ -35,7 +35,7 @@ def add_pair(
     right = tl.load(
         right_ptr + place[:, None] * right_stride + k[None, :], mask=(row[:, None] < rows) & (k[None, :] < K), other=0
     )
-    return tl.dot(left, right, total, input_precision=PRECISION)
+    return add_product(left, right, total, PRECISION)
 
 
 @triton.jit

@@ -15,75 +15,98 @@ from .variant import Variant
 
 
 @triton.jit
+def forward_rows(
+    x_ptr, x_stride, y_ptr, scratch_ptr, weights, bits, kept_h, first, valid,
+    SLOPES: tl.constexpr, WIDTHS: tl.constexpr, BLOCKS: tl.constexpr, WIDEST: tl.constexpr, ROWS: tl.constexpr,
+    STEP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """h_l = m_l * (W_l h_{l-1}) for the rows from `first` on, of which `valid` are there."""
+    LAST: tl.constexpr = len(WIDTHS) - 1
+    for l in tl.static_range(1, LAST + 1):
+        if l == 1:
+            in_ptr = x_ptr + first * x_stride
+            in_stride = x_stride
+        elif kept_h[l - 1] is not None:
+            in_ptr = kept_h[l - 1] + first * WIDTHS[l - 1]
+            in_stride = WIDTHS[l - 1]
+        else:
+            in_ptr = scratch_ptr + (l - 1) % 2 * ROWS * WIDEST
+            in_stride = WIDEST
+        for start in range(0, WIDTHS[l], BLOCKS[l]):
+            z = product(
+                in_ptr, in_stride, weights[l - 1], 1, WIDTHS[l - 1], valid, start,
+                WIDTHS[l - 1], WIDTHS[l], ROWS, BLOCKS[l], STEP, PRECISION,
+            )  # fmt: skip
+            if l == LAST:
+                store_rows(z, y_ptr + first * WIDTHS[l], WIDTHS[l], valid, start, WIDTHS[l])
+            else:
+                h, positive = activate(z, SLOPES[l])
+                store_mask(positive, bits[l] + first * ((WIDTHS[l] + 31) // 32), valid, start, WIDTHS[l])
+                if kept_h[l] is not None:
+                    store_rows(h, kept_h[l] + first * WIDTHS[l], WIDTHS[l], valid, start, WIDTHS[l])
+                else:
+                    store_rows(h, scratch_ptr + l % 2 * ROWS * WIDEST, WIDEST, valid, start, WIDTHS[l])
+        tl.debug_barrier()
+
+
+@triton.jit
+def attribute_rows(
+    x_ptr, x_stride, u_ptr, u_stride, a_ptr, scratch_ptr, weights, bits, kept_g, first, valid,
+    SLOPES: tl.constexpr, WIDTHS: tl.constexpr, BLOCKS: tl.constexpr, WIDEST: tl.constexpr, ROWS: tl.constexpr,
+    STEP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """g_{l-1} = m_{l-1} * (W_l^T g_l) for these rows, and A = x * g_0."""
+    LAST: tl.constexpr = len(WIDTHS) - 1
+    for l in tl.static_range(LAST, 0, -1):
+        if l == LAST:
+            in_ptr = u_ptr + first * u_stride
+            in_stride = u_stride
+        elif kept_g[l] is not None:
+            in_ptr = kept_g[l] + first * WIDTHS[l]
+            in_stride = WIDTHS[l]
+        else:
+            in_ptr = scratch_ptr + l % 2 * ROWS * WIDEST
+            in_stride = WIDEST
+        for start in range(0, WIDTHS[l - 1], BLOCKS[l - 1]):
+            g = product(
+                in_ptr, in_stride, weights[l - 1], WIDTHS[l - 1], 1, valid, start,
+                WIDTHS[l], WIDTHS[l - 1], ROWS, BLOCKS[l - 1], STEP, PRECISION,
+            )  # fmt: skip
+            if l > 1:
+                mask_ptr = bits[l - 1] + first * ((WIDTHS[l - 1] + 31) // 32)
+                g = masked(g, mask_ptr, valid, start, WIDTHS[l - 1], SLOPES[l - 1])
+            if kept_g[l - 1] is not None:
+                store_rows(g, kept_g[l - 1] + first * WIDTHS[l - 1], WIDTHS[l - 1], valid, start, WIDTHS[l - 1])
+            elif l > 1:
+                store_rows(g, scratch_ptr + (l - 1) % 2 * ROWS * WIDEST, WIDEST, valid, start, WIDTHS[l - 1])
+            if l == 1:
+                row = tl.arange(0, ROWS)
+                column = start + tl.arange(0, BLOCKS[0])
+                keep = (row[:, None] < valid) & (column[None, :] < WIDTHS[0])
+                x = tl.load(x_ptr + (first + row)[:, None] * x_stride + column[None, :], mask=keep, other=0)
+                store_rows(x * g, a_ptr + first * WIDTHS[0], WIDTHS[0], valid, start, WIDTHS[0])
+        tl.debug_barrier()
+
+
+@triton.jit
 def mlp_attribute_kernel(
     x_ptr, x_stride, u_ptr, u_stride, y_ptr, a_ptr, scratch_ptr, weights, bits, kept_h, kept_g, rows,
     SLOPES: tl.constexpr, WIDTHS: tl.constexpr, BLOCKS: tl.constexpr, WIDEST: tl.constexpr, ROWS: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y and A of rows [rows, N_0], and what is kept, by layer; sizes as in `perceptron.Sizes`."""
-    LAST: tl.constexpr = len(WIDTHS) - 1
     scratch_ptr += tl.program_id(0).to(tl.int64) * 2 * ROWS * WIDEST
     for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
         first = tl.cast(tile, tl.int64) * ROWS
         valid = rows - tile * ROWS
-
-        # h_l = m_l * (W_l h_{l-1})
-        for l in tl.static_range(1, LAST + 1):
-            if l == 1:
-                in_ptr = x_ptr + first * x_stride
-                in_stride = x_stride
-            elif kept_h[l - 1] is not None:
-                in_ptr = kept_h[l - 1] + first * WIDTHS[l - 1]
-                in_stride = WIDTHS[l - 1]
-            else:
-                in_ptr = scratch_ptr + (l - 1) % 2 * ROWS * WIDEST
-                in_stride = WIDEST
-            for start in range(0, WIDTHS[l], BLOCKS[l]):
-                z = product(
-                    in_ptr, in_stride, weights[l - 1], 1, WIDTHS[l - 1], valid, start,
-                    WIDTHS[l - 1], WIDTHS[l], ROWS, BLOCKS[l], STEP, PRECISION,
-                )  # fmt: skip
-                if l == LAST:
-                    store_rows(z, y_ptr + first * WIDTHS[l], WIDTHS[l], valid, start, WIDTHS[l])
-                else:
-                    h, positive = activate(z, SLOPES[l])
-                    store_mask(positive, bits[l] + first * ((WIDTHS[l] + 31) // 32), valid, start, WIDTHS[l])
-                    if kept_h[l] is not None:
-                        store_rows(h, kept_h[l] + first * WIDTHS[l], WIDTHS[l], valid, start, WIDTHS[l])
-                    else:
-                        store_rows(h, scratch_ptr + l % 2 * ROWS * WIDEST, WIDEST, valid, start, WIDTHS[l])
-            tl.debug_barrier()
-
-        # g_{l-1} = m_{l-1} * (W_l^T g_l), A = x * g_0
-        for l in tl.static_range(LAST, 0, -1):
-            if l == LAST:
-                in_ptr = u_ptr + first * u_stride
-                in_stride = u_stride
-            elif kept_g[l] is not None:
-                in_ptr = kept_g[l] + first * WIDTHS[l]
-                in_stride = WIDTHS[l]
-            else:
-                in_ptr = scratch_ptr + l % 2 * ROWS * WIDEST
-                in_stride = WIDEST
-            for start in range(0, WIDTHS[l - 1], BLOCKS[l - 1]):
-                g = product(
-                    in_ptr, in_stride, weights[l - 1], WIDTHS[l - 1], 1, valid, start,
-                    WIDTHS[l], WIDTHS[l - 1], ROWS, BLOCKS[l - 1], STEP, PRECISION,
-                )  # fmt: skip
-                if l > 1:
-                    mask_ptr = bits[l - 1] + first * ((WIDTHS[l - 1] + 31) // 32)
-                    g = masked(g, mask_ptr, valid, start, WIDTHS[l - 1], SLOPES[l - 1])
-                if kept_g[l - 1] is not None:
-                    store_rows(g, kept_g[l - 1] + first * WIDTHS[l - 1], WIDTHS[l - 1], valid, start, WIDTHS[l - 1])
-                elif l > 1:
-                    store_rows(g, scratch_ptr + (l - 1) % 2 * ROWS * WIDEST, WIDEST, valid, start, WIDTHS[l - 1])
-                if l == 1:
-                    row = tl.arange(0, ROWS)
-                    column = start + tl.arange(0, BLOCKS[0])
-                    keep = (row[:, None] < valid) & (column[None, :] < WIDTHS[0])
-                    x = tl.load(x_ptr + (first + row)[:, None] * x_stride + column[None, :], mask=keep, other=0)
-                    store_rows(x * g, a_ptr + first * WIDTHS[0], WIDTHS[0], valid, start, WIDTHS[0])
-            tl.debug_barrier()
+        forward_rows(
+            x_ptr, x_stride, y_ptr, scratch_ptr, weights, bits, kept_h, first, valid,
+            SLOPES, WIDTHS, BLOCKS, WIDEST, ROWS, STEP, PRECISION,
+        )  # fmt: skip
+        attribute_rows(
+            x_ptr, x_stride, u_ptr, u_stride, a_ptr, scratch_ptr, weights, bits, kept_g, first, valid,
+            SLOPES, WIDTHS, BLOCKS, WIDEST, ROWS, STEP, PRECISION,
+        )  # fmt: skip
 
 
 def mlp_attribute(

@@ -7,6 +7,7 @@ added to the program's own gradients, in an order that does not depend on chance
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 import triton
@@ -16,7 +17,7 @@ from torch import Tensor
 from . import layers, perceptron
 from .configs import Config
 from .perceptron import masked, product, store_rows
-from .precision import input_precision
+from .precision import add_product, input_precision
 from .products import multiprocessors
 from .variant import Variant
 
@@ -46,7 +47,7 @@ def add_pairs(
                     mask=(row[:, None] < valid) & (k[None, :] < K),
                     other=0,
                 )
-                total = tl.dot(g, v, total, input_precision=PRECISION)
+                total = add_product(g, v, total, PRECISION)
             keep = (n[:, None] < N) & (k[None, :] < K)
             place = out_ptr + n[:, None] * K + k[None, :]
             total += tl.load(place, mask=keep & begun, other=0)
@@ -93,6 +94,73 @@ def sweep_span(
 
 
 @triton.jit
+def task_chain(
+    delta_ptr, delta_stride, delta_end_ptr, scratch_ptr, partial_ptr, weights, bits, h, h_strides, first, valid,
+    span_rows, begun, SLOPES: tl.constexpr, WIDTHS: tl.constexpr, BLOCKS: tl.constexpr, PLACES: tl.constexpr,
+    DOWN: tl.constexpr, WIDEST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """delta_{l-1} = m_{l-1} * (W_l^T delta_l) for a span of rows, to the input of layer DOWN, and delta_l.T h_{l-1}."""
+    LAST: tl.constexpr = len(WIDTHS) - 1
+    for l in tl.static_range(LAST, 0, -1):
+        if l == LAST:
+            in_ptr = delta_ptr + first * delta_stride
+            in_stride = delta_stride
+        else:
+            in_ptr = scratch_ptr + l % 2 * span_rows * WIDEST
+            in_stride = WIDEST
+        if PLACES[l + 1] > PLACES[l]:
+            add_pairs(
+                in_ptr, in_stride, h[l] + first * h_strides[l], h_strides[l], valid, partial_ptr + PLACES[l], begun,
+                WIDTHS[l], WIDTHS[l - 1], BLOCK, STEP, PRECISION,
+            )  # fmt: skip
+        if l >= DOWN:
+            if l == 1:
+                sweep_span(
+                    in_ptr, in_stride, weights[0], WIDTHS[0], 1, None, delta_end_ptr + first * WIDTHS[0], WIDTHS[0],
+                    valid, WIDTHS[1], WIDTHS[0], None, ROWS, BLOCKS[0], STEP, PRECISION,
+                )  # fmt: skip
+            else:
+                sweep_span(
+                    in_ptr, in_stride, weights[l - 1], WIDTHS[l - 1], 1,
+                    bits[l - 1] + first * ((WIDTHS[l - 1] + 31) // 32),
+                    scratch_ptr + (l - 1) % 2 * span_rows * WIDEST, WIDEST,
+                    valid, WIDTHS[l], WIDTHS[l - 1], SLOPES[l - 1], ROWS, BLOCKS[l - 1], STEP, PRECISION,
+                )  # fmt: skip
+        tl.debug_barrier()
+
+
+@triton.jit
+def own_chain(
+    v_end_ptr, scratch_ptr, partial_ptr, weights, bits, g, g_strides, first, valid, span_rows, begun,
+    SLOPES: tl.constexpr, WIDTHS: tl.constexpr, BLOCKS: tl.constexpr, PLACES: tl.constexpr, UP: tl.constexpr,
+    WIDEST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """v_l = m_l * (W_l v_{l-1}) for a span of rows, to the output of layer UP, and g_l.T v_{l-1}; v_0 is in scratch."""
+    LAST: tl.constexpr = len(WIDTHS) - 1
+    for l in tl.static_range(1, LAST + 1):
+        in_ptr = scratch_ptr + (l - 1) % 2 * span_rows * WIDEST
+        if PLACES[l + 1] > PLACES[l]:
+            add_pairs(
+                g[l] + first * g_strides[l], g_strides[l], in_ptr, WIDEST, valid, partial_ptr + PLACES[l], begun,
+                WIDTHS[l], WIDTHS[l - 1], BLOCK, STEP, PRECISION,
+            )  # fmt: skip
+        if l <= UP:
+            if l == LAST:
+                sweep_span(
+                    in_ptr, WIDEST, weights[l - 1], 1, WIDTHS[l - 1], None, v_end_ptr + first * WIDTHS[l], WIDTHS[l],
+                    valid, WIDTHS[l - 1], WIDTHS[l], None, ROWS, BLOCKS[l], STEP, PRECISION,
+                )  # fmt: skip
+            else:
+                sweep_span(
+                    in_ptr, WIDEST, weights[l - 1], 1, WIDTHS[l - 1], bits[l] + first * ((WIDTHS[l] + 31) // 32),
+                    scratch_ptr + l % 2 * span_rows * WIDEST, WIDEST,
+                    valid, WIDTHS[l - 1], WIDTHS[l], SLOPES[l], ROWS, BLOCKS[l], STEP, PRECISION,
+                )  # fmt: skip
+        tl.debug_barrier()
+
+
+@triton.jit
 def mlp_attribute_backward_kernel(
     x_ptr, x_stride, a_ptr, a_stride, s_ptr, s_stride, c_ptr, c_stride, delta_ptr, delta_stride,
     v_end_ptr, delta_end_ptr, scratch_ptr, partial_ptr, weights, bits, g, g_strides, h, h_strides, rows, span_rows,
@@ -100,50 +168,20 @@ def mlp_attribute_backward_kernel(
     DOWN: tl.constexpr, WIDEST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The partial gradients of each program, [programs, PLACES[-1]], that of layer l from PLACES[l] on.
-
-    The tangents are swept to the output of layer UP, the cotangents to the input of layer DOWN.
-    """
-    LAST: tl.constexpr = len(WIDTHS) - 1
+    """The partial gradients of each program, [programs, PLACES[-1]], that of layer l from PLACES[l] on."""
     scratch_ptr += tl.program_id(0).to(tl.int64) * 2 * span_rows * WIDEST
-    partial_ptr += tl.program_id(0).to(tl.int64) * PLACES[LAST + 1]
+    partial_ptr += tl.program_id(0).to(tl.int64) * PLACES[len(PLACES) - 1]
     for span in range(tl.program_id(0), tl.cdiv(rows, span_rows), tl.num_programs(0)):
         first = tl.cast(span, tl.int64) * span_rows
         valid = tl.minimum(span_rows, rows - span * span_rows)
         begun = span > tl.program_id(0)
-
         if delta_ptr is not None:
-            # delta_{l-1} = m_{l-1} * (W_l^T delta_l)
-            for l in tl.static_range(LAST, 0, -1):
-                if l == LAST:
-                    in_ptr = delta_ptr + first * delta_stride
-                    in_stride = delta_stride
-                else:
-                    in_ptr = scratch_ptr + l % 2 * span_rows * WIDEST
-                    in_stride = WIDEST
-                if PLACES[l + 1] > PLACES[l]:
-                    add_pairs(
-                        in_ptr, in_stride, h[l] + first * h_strides[l], h_strides[l], valid, partial_ptr + PLACES[l],
-                        begun, WIDTHS[l], WIDTHS[l - 1], BLOCK, STEP, PRECISION,
-                    )  # fmt: skip
-                if l >= DOWN:
-                    if l == 1:
-                        sweep_span(
-                            in_ptr, in_stride, weights[0], WIDTHS[0], 1, None, delta_end_ptr + first * WIDTHS[0],
-                            WIDTHS[0], valid, WIDTHS[1], WIDTHS[0], None, ROWS, BLOCKS[0], STEP, PRECISION,
-                        )  # fmt: skip
-                    else:
-                        sweep_span(
-                            in_ptr, in_stride, weights[l - 1], WIDTHS[l - 1], 1,
-                            bits[l - 1] + first * ((WIDTHS[l - 1] + 31) // 32),
-                            scratch_ptr + (l - 1) % 2 * span_rows * WIDEST, WIDEST, valid, WIDTHS[l], WIDTHS[l - 1],
-                            SLOPES[l - 1], ROWS, BLOCKS[l - 1], STEP, PRECISION,
-                        )  # fmt: skip
-                tl.debug_barrier()
+            task_chain(
+                delta_ptr, delta_stride, delta_end_ptr, scratch_ptr, partial_ptr, weights, bits, h, h_strides, first,
+                valid, span_rows, begun, SLOPES, WIDTHS, BLOCKS, PLACES, DOWN, WIDEST, ROWS, BLOCK, STEP, PRECISION,
+            )  # fmt: skip
             begun = tl.full((), True, tl.int1)
-
         if x_ptr is not None:
-            # v_0 = (c a + s) x, v_l = m_l * (W_l v_{l-1})
             start_tangents(
                 x_ptr + first * x_stride, x_stride, None if a_ptr is None else a_ptr + first * a_stride, a_stride,
                 None if s_ptr is None else s_ptr + first * s_stride, s_stride,
@@ -151,26 +189,10 @@ def mlp_attribute_backward_kernel(
                 scratch_ptr, WIDEST, valid, WIDTHS[0], ROWS, BLOCKS[0],
             )  # fmt: skip
             tl.debug_barrier()
-            for l in tl.static_range(1, LAST + 1):
-                in_ptr = scratch_ptr + (l - 1) % 2 * span_rows * WIDEST
-                if PLACES[l + 1] > PLACES[l]:
-                    add_pairs(
-                        g[l] + first * g_strides[l], g_strides[l], in_ptr, WIDEST, valid, partial_ptr + PLACES[l],
-                        begun, WIDTHS[l], WIDTHS[l - 1], BLOCK, STEP, PRECISION,
-                    )  # fmt: skip
-                if l <= UP:
-                    if l == LAST:
-                        sweep_span(
-                            in_ptr, WIDEST, weights[l - 1], 1, WIDTHS[l - 1], None, v_end_ptr + first * WIDTHS[l],
-                            WIDTHS[l], valid, WIDTHS[l - 1], WIDTHS[l], None, ROWS, BLOCKS[l], STEP, PRECISION,
-                        )  # fmt: skip
-                    else:
-                        sweep_span(
-                            in_ptr, WIDEST, weights[l - 1], 1, WIDTHS[l - 1],
-                            bits[l] + first * ((WIDTHS[l] + 31) // 32), scratch_ptr + l % 2 * span_rows * WIDEST,
-                            WIDEST, valid, WIDTHS[l - 1], WIDTHS[l], SLOPES[l], ROWS, BLOCKS[l], STEP, PRECISION,
-                        )  # fmt: skip
-                tl.debug_barrier()
+            own_chain(
+                v_end_ptr, scratch_ptr, partial_ptr, weights, bits, g, g_strides, first, valid, span_rows, begun,
+                SLOPES, WIDTHS, BLOCKS, PLACES, UP, WIDEST, ROWS, BLOCK, STEP, PRECISION,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -234,15 +256,18 @@ def mlp_attribute_backward(
         chains, ends = (x, a, s, c, delta), (output_tangent, input_cotangent)
         return layers.backward(*chains, weights, slopes, bits, g, h, trained, *ends)
     like = weights[0]
-    batch, last = len(bits[0] if bits else x if x is not None else delta), len(weights)
+    start = x if x is not None else delta
+    assert start is not None, "a chain was given"
+    batch, last = len(start), len(weights)
     weights = [w.contiguous() for w in weights]
     chosen = perceptron.sizes_for(weights)
     rows, widths = chosen.config.blocks["ROWS"], chosen.widths
     v_end = like.new_empty((batch, widths[last]) if output_tangent else 0)
     delta_end = like.new_empty((batch, widths[0]) if input_cotangent else 0)
-    gradients = perceptron.by_layer(trained, [torch.empty_like(weights[k - 1]) for k in trained], last)
+    found = [torch.empty_like(weights[k - 1]) for k in trained]
     if batch == 0 or not (trained or output_tangent or input_cotangent):
-        return [gradients[k].zero_() for k in trained], v_end, delta_end
+        return [t.zero_() for t in found], v_end, delta_end
+    gradients = perceptron.by_layer(trained, found, last)
     spans = _span(batch, rows, multiprocessors(like.device))
     programs = min(triton.cdiv(batch, spans), multiprocessors(like.device))
     lengths = [0 if t is None else t.numel() for t in gradients[1:]]
@@ -269,7 +294,7 @@ def mlp_attribute_backward(
             add_partials_kernel[(triton.cdiv(max(lengths), REDUCED),)](
                 partial, gradients, programs, PLACES=places, SIZE=REDUCED
             )
-    return [gradients[k] for k in trained], v_end, delta_end
+    return found, v_end, delta_end
 
 
 def _variants() -> Iterator[Variant]:
@@ -285,20 +310,19 @@ def _variants() -> Iterator[Variant]:
         layers = (None, *(one.pointer,) * depth)
         strides = (None, *("i32",) * depth)
         none = (None,) * (depth + 1)
-        signature = dict.fromkeys(values, one.pointer) | dict.fromkeys(numbers, "i32")
+        signature: dict[str, Any] = dict.fromkeys(values, one.pointer) | dict.fromkeys(numbers, "i32")
         signature |= {"partial_ptr": "*fp32", "g": layers, "g_strides": strides}
         signature |= {"h": layers, "h_strides": strides} if chains else {"h": none, "h_strides": none}
         places = (0, 0, *accumulate(k * n for k, n in pairwise(widths)))
         constants = {**absent, "PLACES": places, "UP": depth - 1, "DOWN": 2}
         partial = Config(f"e{REDUCED}", {"SIZE": REDUCED}, 4)
-        if one.precision == "ieee":  # once a dtype: it multiplies nothing
-            yield Variant.of(
-                *(add_partials_kernel, partial, one.dtype),
-                {"partial_ptr": "*fp32", "gradients": layers, "programs": "i32"},
-                {"PLACES": places},
-                divisible=("partial_ptr", "gradients"),
-                what=one.name,
-            )
+        yield Variant.of(
+            *(add_partials_kernel, partial, one.dtype),
+            {"partial_ptr": "*fp32", "gradients": layers, "programs": "i32"},
+            {"PLACES": places},
+            divisible=("partial_ptr", "gradients"),
+            what=one.name,
+        )
         yield one.variant(mlp_attribute_backward_kernel, signature, constants, "two-chains" if chains else "one-chain")
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..reference.bits import words
 from . import bits as packing
 from .configs import ARCHITECTURES, Config, architecture, by_config, configs
-from .precision import input_precision
+from .precision import add_product, input_precision
 from .products import PRECISIONS
 from .variant import DTYPES, POINTERS, Variant
 
@@ -51,7 +51,7 @@ def product(
             mask=(k[:, None] < DEPTH) & (column[None, :] < COUNT),
             other=0,
         )
-        total = tl.dot(left, right, total, input_precision=PRECISION)
+        total = add_product(left, right, total, PRECISION)
     return total
 
 
@@ -117,10 +117,9 @@ class Sizes(NamedTuple):
 
 
 @functools.lru_cache(1024)
-def sizes(widths: tuple[int, ...], dtype: torch.dtype, precision: str, arch: str) -> Sizes:
-    """The choice for a network of these widths whose products have this precision."""
-    exact, tf32, two_bytes = configs("perceptron", arch)
-    config = two_bytes if dtype.itemsize == 2 else exact if precision == "ieee" else tf32
+def sizes(widths: tuple[int, ...], dtype: torch.dtype, arch: str) -> Sizes:
+    """The choice for a network of these widths."""
+    config = configs("perceptron", arch)[0 if dtype.itemsize == 4 else 1]
     blocks = tuple(min(config.blocks["BLOCK"], max(32, triton.next_power_of_2(n))) for n in widths)
     return Sizes(config, widths, blocks)
 
@@ -129,11 +128,16 @@ def sizes_for(weights: Sequence[Tensor]) -> Sizes:
     """The choice for these weights where they lie."""
     first = weights[0]
     widths = (first.shape[1], *(w.shape[0] for w in weights))
-    return sizes(widths, first.dtype, input_precision(first.dtype), architecture(first.device))
+    return sizes(widths, first.dtype, architecture(first.device))
 
 
 def serves(weights: Sequence[Tensor]) -> bool:
-    """Whether one launch takes rows through all layers: a network of at most DEEPEST layers, none wider than WIDEST."""
+    """Whether one launch takes rows through all layers: a network of at most DEEPEST layers, none wider than WIDEST.
+
+    Exact fp32, which has no tensor cores, gains nothing by it.
+    """
+    if weights[0].dtype == torch.float32 and input_precision(torch.float32) == "ieee":
+        return False
     widths = (weights[0].shape[1], *(w.shape[0] for w in weights))
     return len(weights) <= DEEPEST and min(widths) > 0 and max(widths) <= WIDEST
 
@@ -213,7 +217,7 @@ class Compiled(NamedTuple):
 
 def compiled() -> Iterator[Compiled]:
     """All that stand for what users have."""
-    for (name, widths), (dtype, precision) in itertools.product(NETWORKS.items(), PRECISIONS):
-        by_arch = {arch: sizes(widths, DTYPES[dtype], precision, arch) for arch in ARCHITECTURES}
+    for (name, widths), (dtype, precision) in itertools.product(NETWORKS.items(), PRECISIONS[1:]):
+        by_arch = {arch: sizes(widths, DTYPES[dtype], arch) for arch in ARCHITECTURES}
         for config, archs in by_config({arch: one.config for arch, one in by_arch.items()}.__getitem__):
             yield Compiled(name, Sizes(config, widths, by_arch[archs[0]].blocks), dtype, precision, archs)

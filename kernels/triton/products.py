@@ -16,9 +16,10 @@ from torch import Tensor
 from ..reference.bits import words
 from . import bits as packing
 from .configs import ARCHITECTURES, Config, architecture, by_config, configs
-from .precision import input_precision
+from .precision import add_product, input_precision
 from .variant import DTYPES, POINTERS, Variant
 
+LARGE_SIDE = 128  # of the large tiles
 BARE, ACTIVATE, MASK = 0, 1, 2  # values of the constant EPILOGUE
 NO_SLOPE, ONE_SLOPE, SLOPES = 0, 1, 2  # values of the constant SLOPE: of shape None, [1] and [N]
 PRECISIONS = (("fp32", "ieee"), ("fp32", "tf32"), ("bf16", "ieee"), ("fp16", "ieee"))
@@ -64,7 +65,7 @@ def product_kernel(
     for first in range(0, depth, STEP):
         left = tl.load(left_ptr, mask=(row[:, None] < rows) & (first + k[None, :] < depth), other=0)
         right = tl.load(right_ptr, mask=(first + k[:, None] < depth) & (column[None, :] < columns), other=0)
-        total = tl.dot(left, right, total, input_precision=PRECISION)
+        total = add_product(left, right, total, PRECISION)
         left_ptr += STEP
         right_ptr += STEP * along
 

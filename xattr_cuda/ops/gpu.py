@@ -109,6 +109,14 @@ def _launcher(name: str, first: Tensor) -> Callable[..., Any] | None:
     return getattr(kernels, name, None)
 
 
+def _faster(name: str, args: Sequence[Any], launcher: Callable[..., Any]) -> Callable[..., Any]:
+    """The launcher, or its operator by parts where that is faster; a forced back end runs the kernel."""
+    by_parts = getattr(_kernels()[0], "by_parts")  # noqa: B009 - the module is not known to mypy
+    if forced or name not in by_parts.LAUNCHERS or not by_parts.pays(name, *args[:2]):
+        return launcher
+    return by_parts.LAUNCHERS[name]
+
+
 def serves(name: str, t: Tensor) -> bool:
     """Whether operator `name` runs on a Triton kernel for tensors of the dtype and device of t."""
     kernels, reason = _kernels()
@@ -132,7 +140,7 @@ def runner(name: str) -> Callable[..., Any]:
             return reference(*args, **kwargs)
         check(*args, **kwargs)
         try:
-            result = launcher(*args, **kwargs)
+            result = _faster(name, args, launcher)(*args, **kwargs)
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise  # the reference would fare no better
         except Exception as error:
