@@ -18,7 +18,7 @@ help:  ## Say what the targets do
 
 install: $(STAMP)  ## Create .venv with the package, built in place, and everything to develop it
 
-$(STAMP): $(SOURCES)
+$(STAMP): $(SOURCES) kernels # the folder changes with every leaf that joins it, which an installation must map
 	@echo "Installing into $(VENV): PyTorch, the package with its C++ kernels, and the tools (a few minutes)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt

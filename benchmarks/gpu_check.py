@@ -119,6 +119,7 @@ def tasks(options: argparse.Namespace) -> list[Any]:
 
 def main(given: list[str] | None = None) -> int:
     options = arguments(given)
+    output = options.output.resolve()
     deadline = time.monotonic() + options.limit_seconds
     if options.device == "cuda":
         import torch
@@ -129,6 +130,8 @@ def main(given: list[str] | None = None) -> int:
     lay_out()
     os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGE), str(ROOT / "tests")])
     sys.path.insert(0, str(PACKAGE))
+    planned = tasks(options) if options.bench else []
+    os.chdir(PACKAGE)  # so that no process finds the sources before the package
     report: dict[str, Any] = {"machine": machine(options.device), "extension": "not asked for"}
     if options.extension:
         say("compiling the C++ extension")
@@ -137,16 +140,21 @@ def main(given: list[str] | None = None) -> int:
     if options.tests:
         say("testing on the device")
         report["tests"] = run_tests(options.device, deadline - 0.4 * options.limit_seconds, say)
+        save(report, output)
     if options.bench:
         from xattr_cuda.bench.gpu.supervise import supervise
 
         say("timing")
-        found = supervise(tasks(options), deadline, say)
+        found = supervise(planned, deadline, say)
         rows = [row.to_json() for row in found.rows]
         report |= {"peaks": found.peaks, "warnings": found.warnings, "rows": rows}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return show(report, options.output)
+    save(report, output)
+    return show(report, output)
+
+
+def save(report: dict[str, Any], output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def show(report: dict[str, Any], output: Path) -> int:

@@ -46,6 +46,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "pool_push": (image, idx, *windows),
     "mlp_attribute": (x, *network, u, [], kept),
     "mlp_attribute_backward": (x, x, u, None, None, *network, masks, [*cotangents, u], [], [*kept, len(weights)]),
+    "input_times_gradient": (x, x.flip(0)),
     "gini": (torch.rand(PIXELS),),
 }
 

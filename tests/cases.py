@@ -158,6 +158,17 @@ def _dual_weight_grad(dtype: torch.dtype, device: str) -> Iterator[Sample]:
     yield Sample("pairs with other leading dimensions", tuple(args))
 
 
+def _input_times_gradient(dtype: torch.dtype, device: str) -> Iterator[Sample]:
+    for shape in (*SHAPES, (2, 3, 5, 7), (70, 130)):
+        for scaled in (False, True):
+            x, g = _random(shape, dtype, device), _random(shape, dtype, device)
+            scale = _random(shape[:1], dtype, device) if scaled else None
+            yield Sample(f"{shape}{', scaled' if scaled else ''}", (x, g, scale))
+    for name, layout in LAYOUTS.items():
+        x, g = (layout(_random(SHAPES[5], dtype, device)) for _ in range(2))
+        yield Sample(f"{SHAPES[5]}, {name}", (x, g, layout(_random(SHAPES[5][:1], dtype, device))))
+
+
 def _gini(dtype: torch.dtype, device: str) -> Iterator[Sample]:
     for n in (0, 1, 2, 31, 118, 1000):
         for values in (_random, _tied):
@@ -241,6 +252,7 @@ SAMPLES: dict[str, Callable[[torch.dtype, str], Iterator[Sample]]] = {
     "max_pool": _max_pool,
     "pool_pull": _pool_pull,
     "pool_push": _pool_push,
+    "input_times_gradient": _input_times_gradient,
     "gini": _gini,
 }
 
@@ -275,6 +287,10 @@ def _pairwise_gini(a: Tensor) -> Tensor:
 def _weight_gradient(delta: Tensor, h: Tensor, g: Tensor | None, v: Tensor | None) -> Tensor:
     gradient = delta.flatten(0, -2).T @ h.flatten(0, -2)
     return gradient if g is None or v is None else gradient + g.flatten(0, -2).T @ v.flatten(0, -2)
+
+
+def _scaled_product(x: Tensor, g: Tensor, scale: Tensor | None) -> Tensor:
+    return x * g if scale is None else x * g * scale.reshape(-1, *[1] * (x.dim() - 1))
 
 
 def _window_places(idx: Tensor, size: Any, geometry: Any) -> tuple[Tensor, Tensor]:
@@ -312,6 +328,7 @@ DEFINITIONS: dict[str, Callable[..., Tensor]] = {
     "max_pool": lambda h, kernel, *geometry: POOL_DIMS[len(kernel)](h, kernel, *geometry),
     "pool_pull": _pull,
     "pool_push": _push,
+    "input_times_gradient": _scaled_product,
     "gini": _pairwise_gini,
 }
 """The floating result of every operator by plain PyTorch operations: the truth in float64, the yardstick elsewhere."""

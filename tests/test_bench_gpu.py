@@ -20,6 +20,7 @@ from xattr_cuda.bench.gpu import operators, peaks, steps, worker
 from xattr_cuda.bench.gpu.rows import Row, remarks, table
 from xattr_cuda.bench.gpu.supervise import supervise
 from xattr_cuda.bench.gpu.worker import STICKY, Task, work
+from xattr_cuda.ops import gpu
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 PEAKS = {"copy": 1e9, "bf16": 1e9, "fp16": 1e9, "tf32": 1e9, "fp32": 1e9}
@@ -98,7 +99,7 @@ def test_a_failure_is_a_row_of_its_own():
     rows = [
         Row("step", "paper", "float32", "plain", 2e-3, 1.0, 1e-4, 1.0, 0.5, "of tf32"),
         Row("step", "paper", "float32", "attribute", failed="wrong gradients: off by 1"),
-        Row("step", "paper", "float32", "attribute_loss", 3e-3, 1.5, no_graph="it synchronises"),
+        Row("step", "paper", "float32", "attribute_loss", 3e-3, 1.5, no_graph="it synchronises", note="on ATen"),
     ]
     text = printed(rows)
     for words in ("2.000 ms", "100.0 us", "50% of tf32", "failed", "1.50x", "none"):
@@ -106,6 +107,7 @@ def test_a_failure_is_a_row_of_its_own():
     assert remarks(rows) == [
         "paper float32, attribute: wrong gradients: off by 1",
         "paper float32, attribute_loss: no graph: it synchronises",
+        "paper float32, attribute_loss: on ATen",
     ]
     assert [Row(**json.loads(json.dumps(row.to_json()))) for row in rows] == rows
 
@@ -193,6 +195,12 @@ def test_a_worker_whose_device_is_lost_ends(monkeypatch, tmp_path):
     assert len(lines_of(tmp_path / "out")) == 2
 
 
+def test_a_worker_ends_after_a_capture_that_failed(monkeypatch, tmp_path):
+    monkeypatch.setattr(worker, "run", lambda task, found: [Row("step", task.name, task.dtype, "all", no_graph="no")])
+    assert work([Task("step", n, device="cpu") for n in ("one", "two")], {}, tmp_path / "out") == STICKY
+    assert len(lines_of(tmp_path / "out")) == 2
+
+
 def test_wrong_gradients_are_not_timed(monkeypatch):
     people = dict(steps.CONTESTANTS)
     wrong = eager(lambda p: 1.01 * double_backward_loss(p))
@@ -227,6 +235,17 @@ def test_wrong_values_of_an_operator_are_not_timed(monkeypatch):
     near, fused = operators.measure("mask_mul", torch.float32, PEAKS, 1, "cpu")
     assert near.seconds > 0
     assert fused.failed.startswith("wrong values")
+
+
+def test_an_operator_that_fell_back_to_the_reference_says_so(monkeypatch):
+    monkeypatch.setattr(gpu, "unavailable", lambda: "no GPU")
+    assert operators.on_reference("mask_mul") == "it runs on the reference: no GPU"
+    monkeypatch.setattr(gpu, "unavailable", lambda: "")
+    monkeypatch.setattr(gpu, "failures", {"mask_mul": "CompilationError: no"})
+    assert operators.on_reference("mask_mul") == "it runs on the reference: CompilationError: no"
+    pytest.importorskip("triton")
+    assert operators.on_reference("relu_mask") == ""
+    assert "no Triton kernel" in operators.on_reference("new_operator")
 
 
 def test_an_operator_without_arguments_is_a_row_that_says_so():

@@ -28,6 +28,9 @@ def smooth_args(op, slope, leading=(3,), n=5, k=4):
         return (((torch.randperm(n) + 0.5 * torch.rand(n) + 0.1).double()).requires_grad_(),)
     windows = ((2, 2), (1, 2), (1, 0), (1, 1))
     idx = torch.randint(5, (2, 1, 4, 2)).to(torch.uint8)
+    if op == "input_times_gradient":
+        shape = (*leading, n)
+        return draw(*shape), draw(*shape), None if slope == "no slope" else draw(shape[0])
     if op == "max_pool":
         return torch.randperm(24).double().view(2, 1, 3, 4).requires_grad_(), *windows, False
     if op == "pool_pull":

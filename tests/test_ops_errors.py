@@ -31,6 +31,7 @@ def valid(op):
         "max_pool": lambda: {"h": torch.randn(3, 4, 5, 4), **windows},
         "pool_pull": lambda: {"g": torch.randn(3, 4, 2, 3), "idx": idx, "shape": (3, 4, 5, 4), **windows},
         "pool_push": lambda: {"v": torch.randn(3, 4, 5, 4), "idx": idx, **windows},
+        "input_times_gradient": lambda: {"x": torch.randn(3, 33), "g": torch.randn(3, 33), "scale": torch.rand(3)},
         "gini": lambda: {"a": torch.rand(33)},
     }[op]()
 

@@ -203,3 +203,17 @@ def test_a_call_gives_the_same_bits_every_time(op, dtype, backend, device):
     for sample in sample_inputs(op, dtype, device)[-6:]:
         first, second = (value_of(getattr(xa.ops, op)(*sample.args)) for _ in range(2))
         assert torch.equal(first, second), sample.name
+
+
+def _attribution_sums(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    features = a.flatten(1) if a.dim() > 1 else a.unsqueeze(1)
+    return a.abs().sum(0) / max(len(a), 1), features.abs().sum(1), features.square().sum(1)
+
+
+@by_dtype
+def test_sums_of_an_attribution_are_within_twice_the_error_of_pytorch_in_float32_at_least(dtype, backend, device):
+    for sample in sample_inputs("input_times_gradient", dtype, device):
+        a, *sums = xa.ops.input_times_gradient(*sample.args)
+        wide = torch.promote_types(dtype, torch.float32)
+        assert all(s.dtype == wide for s in sums)
+        assert_as_good_as(sums, _attribution_sums, (a.to(wide),), sample.name)

@@ -3,6 +3,7 @@
 from .add_relu_mask import add_relu_mask
 from .dual_weight_grad import dual_weight_grad
 from .gini import gini
+from .input_times_gradient import input_times_gradient
 from .linear_relu_mask import linear_relu_mask
 from .mask_mul import mask_mul
 from .matmul_mask import matmul_mask
@@ -17,6 +18,7 @@ __all__ = [
     "add_relu_mask",
     "dual_weight_grad",
     "gini",
+    "input_times_gradient",
     "linear_relu_mask",
     "mask_mul",
     "matmul_mask",

@@ -6,8 +6,12 @@ returns NotImplemented, and its caller (`xattr_cuda/ops/gpu.py`) goes to the ref
 """
 
 from .add_relu_mask import add_relu_mask
+from .dual_weight_grad import dual_weight_grad
 from .gini import gini
+from .input_times_gradient import input_times_gradient
+from .linear_relu_mask import linear_relu_mask
 from .mask_mul import mask_mul
+from .matmul_mask import matmul_mask
 from .max_pool import max_pool
 from .mlp_attribute import mlp_attribute
 from .mlp_attribute_backward import mlp_attribute_backward
@@ -17,8 +21,12 @@ from .relu_mask import relu_mask
 
 __all__ = [
     "add_relu_mask",
+    "dual_weight_grad",
     "gini",
+    "input_times_gradient",
+    "linear_relu_mask",
     "mask_mul",
+    "matmul_mask",
     "max_pool",
     "mlp_attribute",
     "mlp_attribute_backward",

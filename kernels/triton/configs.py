@@ -25,19 +25,68 @@ class Config:
     num_stages: int = 1
 
 
+def _tiles(tall: int, wide: int, step: int, num_warps: int, num_stages: int) -> Config:
+    """Tiles [tall, wide] of a product, whose factors are read `step` elements deep."""
+    blocks = {"TALL": tall, "WIDE": wide, "STEP": step, "GROUP": 8}
+    return Config(f"{tall}x{wide}x{step}", blocks, num_warps, num_stages)
+
+
 _TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
     # operator: architecture, or "" for all that are not named: its configurations, which the launcher chooses from
-    # Of values of four and of two bytes, so that a thread moves 16 bytes at once of either.
-    "elementwise": {"": (Config("w64", {"WORDS": 64}, 4), Config("w128", {"WORDS": 128}, 4))},
+    # Of values of four and of two bytes, so that a thread moves 16 bytes at once of either; and of rows of odd lengths.
+    "elementwise": {
+        "": (Config("w64", {"WORDS": 64}, 4), Config("w128", {"WORDS": 128}, 4), Config("w32", {"WORDS": 32}, 4))
+    },
     "pool": {
         "": (Config("e512", {"ELEMENTS": 512}, 4), Config("e1024", {"ELEMENTS": 1024}, 4)),
         "gfx942": (Config("e512-2", {"ELEMENTS": 512}, 2), Config("e1024-2", {"ELEMENTS": 1024}, 2)),  # warps of 64
     },
-    "gini": {"": (Config("b1024", {"BLOCK": 1024}, 4),)},
+    "attribution": {  # of the products, and of what adds up their sums
+        "": (
+            Config("e1024", {"ELEMENTS": 1024, "COLUMNS": 256, "STEPS": 16}, 4),
+            Config("sums", {"PARTS": 16, "WIDTH": 128}, 4),
+        ),
+        "gfx942": (
+            Config("e1024-2", {"ELEMENTS": 1024, "COLUMNS": 256, "STEPS": 16}, 2),
+            Config("sums", {"PARTS": 16, "WIDTH": 128}, 4),
+        ),
+    },
+    "gini": {"": (Config("b1024", {"BLOCK": 1024}, 8),)},
+    # Of exact fp32; of fp32 multiplied as TF32, in large and in small tiles; of two-byte values likewise.
+    "product": {
+        "": (
+            _tiles(64, 64, 16, 8, 2),
+            _tiles(128, 128, 32, 8, 3),
+            _tiles(64, 64, 32, 4, 3),
+            _tiles(128, 128, 32, 8, 4),
+            _tiles(64, 64, 64, 4, 3),
+        ),
+        "86": (
+            _tiles(64, 64, 16, 8, 2),
+            _tiles(64, 64, 32, 4, 3),
+            _tiles(64, 64, 32, 4, 3),
+            _tiles(128, 128, 32, 8, 3),
+            _tiles(64, 64, 64, 4, 3),
+        ),
+        "90": (
+            _tiles(64, 64, 16, 8, 2),
+            _tiles(128, 128, 32, 8, 4),
+            _tiles(64, 64, 32, 4, 4),
+            _tiles(128, 128, 64, 8, 4),
+            _tiles(64, 64, 64, 4, 4),
+        ),
+        "gfx942": (
+            _tiles(64, 64, 16, 8, 1),
+            _tiles(64, 64, 32, 4, 2),
+            _tiles(64, 64, 32, 4, 2),
+            _tiles(128, 128, 32, 8, 2),
+            _tiles(64, 64, 64, 4, 2),
+        ),
+    },
     # Of exact fp32, of fp32 multiplied as TF32, of two-byte values.
     "perceptron": {
         "": (
-            Config("32x64x16", {"ROWS": 32, "BLOCK": 64, "STEP": 16}, 8, 2),
+            Config("32x32x16", {"ROWS": 32, "BLOCK": 32, "STEP": 16}, 8, 2),
             Config("64x64x32", {"ROWS": 64, "BLOCK": 64, "STEP": 32}, 8, 2),
             Config("64x64x64", {"ROWS": 64, "BLOCK": 64, "STEP": 64}, 8, 2),
         )

@@ -86,9 +86,11 @@ def launch(kernel: Any, shape: torch.Size, slope: Tensor | None, *tensors: Tenso
 
 
 def _config(dtype: torch.dtype, kind: int, n: int, arch: str) -> Config:
-    """The configuration whose threads move the same bytes at every dtype; the smaller where more is in registers."""
-    four_bytes, two_bytes = configs("elementwise", arch)
-    return two_bytes if dtype.itemsize == 2 and n % 16 == 0 and kind != SLOPES else four_bytes
+    """Threads move the same bytes at every dtype; less where rows are not aligned, and more is in registers."""
+    four_bytes, two_bytes, unaligned = configs("elementwise", arch)
+    if n % 16:
+        return unaligned
+    return two_bytes if dtype.itemsize == 2 and kind != SLOPES else four_bytes
 
 
 def variants(kernel: Any, values: tuple[str, ...], bits: str = "bits_ptr") -> Iterator[Variant]:

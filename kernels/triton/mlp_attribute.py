@@ -7,9 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import perceptron
+from . import layers, perceptron
 from .perceptron import activate, masked, product, store_mask, store_rows
 from .precision import input_precision
+from .products import multiprocessors
 from .variant import Variant
 
 
@@ -93,9 +94,9 @@ def mlp_attribute(
     keep_h: Sequence[int],
     keep_g: Sequence[int],
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """Shapes and meaning: the reference's. Networks that one launch does not serve are left to the caller."""
+    """Shapes and meaning: the reference's. Networks that one launch does not serve go layer by layer."""
     if not perceptron.serves(weights):
-        return NotImplemented
+        return layers.attribute(x, weights, slopes, u, keep_h, keep_g)
     batch, last = len(x), len(weights)
     x, u, weights = perceptron.row_major(x), perceptron.row_major(u), [w.contiguous() for w in weights]
     chosen = perceptron.sizes_for(weights)
@@ -105,7 +106,7 @@ def mlp_attribute(
     h, g = ([x.new_empty(batch, widths[k]) for k in keep] for keep in (keep_h, keep_g))
     if batch == 0:
         return y, a, bits, h, g
-    programs = min(triton.cdiv(batch, rows), 2 * perceptron.multiprocessors(x.device))
+    programs = min(triton.cdiv(batch, rows), 2 * multiprocessors(x.device))
     with torch.cuda.device_of(x):
         mlp_attribute_kernel[(programs,)](
             *(x, x.stride(0), u, u.stride(0), y, a, x.new_empty(programs, 2, rows, chosen.widest), tuple(weights)),

@@ -13,13 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import perceptron
+from . import layers, perceptron
+from .configs import Config
 from .perceptron import masked, product, store_rows
 from .precision import input_precision
+from .products import multiprocessors
 from .variant import Variant
 
-LONGEST_SPAN = 512  # rows whose values stay in the second-level cache for all programs
-REDUCED = 1024  # elements that a program adds up
+REDUCED = 512  # elements that a program adds up
 
 
 @triton.jit
@@ -189,7 +190,7 @@ def add_partials_kernel(partial_ptr, gradients, programs, PLACES: tl.constexpr, 
 def _span(batch: int, rows: int, processors: int) -> int:
     """Rows that a program takes at once: an even share of the batch, in whole tiles."""
     share = triton.cdiv(triton.cdiv(batch, processors), rows) * rows
-    return min(share, LONGEST_SPAN // rows * rows)
+    return min(share, perceptron.LONGEST_SPAN // rows * rows)
 
 
 def _column(t: Tensor | None) -> tuple[Tensor | None, int]:
@@ -228,9 +229,10 @@ def mlp_attribute_backward(
     output_tangent: bool = False,
     input_cotangent: bool = False,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Shapes and meaning: the reference's. Networks that one launch does not serve are left to the caller."""
+    """Shapes and meaning: the reference's. Networks that one launch does not serve go layer by layer."""
     if not perceptron.serves(weights):
-        return NotImplemented
+        chains, ends = (x, a, s, c, delta), (output_tangent, input_cotangent)
+        return layers.backward(*chains, weights, slopes, bits, g, h, trained, *ends)
     like = weights[0]
     batch, last = len(bits[0] if bits else x if x is not None else delta), len(weights)
     weights = [w.contiguous() for w in weights]
@@ -241,8 +243,8 @@ def mlp_attribute_backward(
     gradients = perceptron.by_layer(trained, [torch.empty_like(weights[k - 1]) for k in trained], last)
     if batch == 0 or not (trained or output_tangent or input_cotangent):
         return [gradients[k].zero_() for k in trained], v_end, delta_end
-    spans = _span(batch, rows, perceptron.multiprocessors(like.device))
-    programs = min(triton.cdiv(batch, spans), perceptron.multiprocessors(like.device))
+    spans = _span(batch, rows, multiprocessors(like.device))
+    programs = min(triton.cdiv(batch, spans), multiprocessors(like.device))
     lengths = [0 if t is None else t.numel() for t in gradients[1:]]
     places = (0, 0, *accumulate(lengths))
     partial = torch.empty(programs, places[-1], dtype=torch.float32, device=like.device)
@@ -288,6 +290,15 @@ def _variants() -> Iterator[Variant]:
         signature |= {"h": layers, "h_strides": strides} if chains else {"h": none, "h_strides": none}
         places = (0, 0, *accumulate(k * n for k, n in pairwise(widths)))
         constants = {**absent, "PLACES": places, "UP": depth - 1, "DOWN": 2}
+        partial = Config(f"e{REDUCED}", {"SIZE": REDUCED}, 4)
+        if one.precision == "ieee":  # once a dtype: it multiplies nothing
+            yield Variant.of(
+                *(add_partials_kernel, partial, one.dtype),
+                {"partial_ptr": "*fp32", "gradients": layers, "programs": "i32"},
+                {"PLACES": places},
+                divisible=("partial_ptr", "gradients"),
+                what=one.name,
+            )
         yield one.variant(mlp_attribute_backward_kernel, signature, constants, "two-chains" if chains else "one-chain")
 
 

@@ -20,9 +20,12 @@ from ..reference.bits import words
 from . import bits as packing
 from .configs import ARCHITECTURES, Config, architecture, by_config, configs
 from .precision import input_precision
+from .products import PRECISIONS
 from .variant import DTYPES, POINTERS, Variant
 
 WIDEST, DEEPEST = 256, 8  # of the networks that one launch serves; others go layer by layer
+LONGEST_SPAN = 512  # rows that a program takes at once; their values stay in the second-level cache for all programs
+FARTHEST = 2**31 // LONGEST_SPAN - WIDEST  # elements from row to row
 
 
 @triton.jit
@@ -140,15 +143,6 @@ def kernel_slopes(slopes: Sequence[float]) -> tuple[float | None, ...]:
     return (None, *(s or None for s in slopes), None)
 
 
-def multiprocessors(device: torch.device) -> int:
-    """Of the device; a CPU stands for that of the active Triton driver."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).multi_processor_count
-    from triton.runtime.driver import driver
-
-    return int(driver._active.utils.get_device_properties(0)["multiprocessor_count"])
-
-
 def by_layer(layers: Sequence[int], tensors: Sequence[Tensor], count: int) -> tuple[Tensor | None, ...]:
     """The tensors in the places 0 .. count of their layers."""
     found: list[Tensor | None] = [None] * (count + 1)
@@ -163,8 +157,9 @@ def new_bits(x: Tensor, widths: Sequence[int]) -> list[Tensor]:
 
 
 def row_major(t: Tensor) -> Tensor:
-    """t with unit column stride, rows apart by at least their length."""
-    return t if t.stride(1) == 1 and t.stride(0) >= t.shape[1] else t.contiguous()
+    """t with unit column stride, and rows so near to one another that places in a span of them fit 32 bits."""
+    fits = t.stride(1) == 1 and t.shape[1] <= t.stride(0) <= FARTHEST
+    return t if fits else t.contiguous()
 
 
 NETWORKS = {
@@ -174,9 +169,6 @@ NETWORKS = {
     "ten": (64, 64, 10),
 }
 """Widths that stand for all in the compile report, by name."""
-
-PRECISIONS = (("fp32", "ieee"), ("fp32", "tf32"), ("bf16", "ieee"), ("fp16", "ieee"))
-"""(dtype, precision of its products)."""
 
 
 class Compiled(NamedTuple):

@@ -36,18 +36,11 @@ def visit(
     total,
     g_ptr,
     idx_ptr,
-    present,
-    n,
-    d,
-    h,
-    w,
-    c,
-    inner,
-    OD,
-    OH,
-    OW,
+    at,
+    size,
     NH: tl.constexpr,
     NW: tl.constexpr,
+    inner,
     KERNEL: tl.constexpr,
     STRIDE: tl.constexpr,
     PADDING: tl.constexpr,
@@ -55,7 +48,9 @@ def visit(
     LAST: tl.constexpr,
     LARGE: tl.constexpr,
 ):
-    """The sum with what window i adds, of those that cover a place: NW along W, NH along H."""
+    """The sum with what window i adds, of those that cover the places `at`: NW along W, NH along H."""
+    present, n, d, h, w, c = at
+    OD, OH, OW = size
     od, kd, some_d = covering(d, i // (NH * NW), OD, KERNEL[0], STRIDE[0], PADDING[0], DILATION[0])
     oh, kh, some_h = covering(h, i // NW % NH, OH, KERNEL[1], STRIDE[1], PADDING[1], DILATION[1])
     ow, kw, some_w = covering(w, i % NW, OW, KERNEL[2], STRIDE[2], PADDING[2], DILATION[2])
@@ -90,7 +85,9 @@ def pool_pull_kernel(
     LARGE: tl.constexpr,
 ):
     """g and idx of spatial size (OD, OH, OW) to out of size (D, H, W)."""
-    present, n, d, h, w, c = position(rows, inner, D, H, W, ROWS, INNER, LAST)
+    at = position(rows, inner, D, H, W, ROWS, INNER, LAST)
+    present, n, d, h, w, c = at
+    size = (OD, OH, OW)
     total = tl.zeros((ROWS, INNER), tl.float32)
     # Windows that may cover a place, along each dimension and in all.
     nd: tl.constexpr = (KERNEL[0] - 1) * DILATION[0] // STRIDE[0] + 1
@@ -100,54 +97,12 @@ def pool_pull_kernel(
     if count <= UNROLLED:
         for i in tl.static_range(count):
             total = visit(
-                i,
-                total,
-                g_ptr,
-                idx_ptr,
-                present,
-                n,
-                d,
-                h,
-                w,
-                c,
-                inner,
-                OD,
-                OH,
-                OW,
-                nh,
-                nw,
-                KERNEL,
-                STRIDE,
-                PADDING,
-                DILATION,
-                LAST,
-                LARGE,
+                i, total, g_ptr, idx_ptr, at, size, nh, nw, inner, KERNEL, STRIDE, PADDING, DILATION, LAST, LARGE
             )
     else:
         for i in range(count):
             total = visit(
-                i,
-                total,
-                g_ptr,
-                idx_ptr,
-                present,
-                n,
-                d,
-                h,
-                w,
-                c,
-                inner,
-                OD,
-                OH,
-                OW,
-                nh,
-                nw,
-                KERNEL,
-                STRIDE,
-                PADDING,
-                DILATION,
-                LAST,
-                LARGE,
+                i, total, g_ptr, idx_ptr, at, size, nh, nw, inner, KERNEL, STRIDE, PADDING, DILATION, LAST, LARGE
             )
     place = offset(n, d, h, w, c, inner, D, H, W, LAST, LARGE)
     tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=present)

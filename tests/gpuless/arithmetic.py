@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .formats import Array, bf16_to_f32, f32_to_bf16, is_float
+from .formats import Array, bf16_to_f32, canonical, f32_to_bf16, is_float
 from .machine import Machine
 from .ptx import PACKED, UINT, Instruction, PtxError, dtype, width
 
@@ -40,8 +40,8 @@ class Arithmetic(Machine):
         elif kind == "bf16":
             self.put(target, f32_to_bf16(function(*[bf16_to_f32(self.get(s, kind)) for s in sources])), active)
         else:
-            found = np.asarray(function(*[self.get(s, kind) for s in sources]))
-            self.put(target, found.astype(dtype(kind), copy=False), active)
+            found = np.asarray(function(*[self.get(s, kind) for s in sources])).astype(dtype(kind), copy=False)
+            self.put(target, canonical(found) if is_float(kind) else found, active)
 
     def i_add(self, x: Instruction, active: Array) -> None:
         self._apply(x, active, np.add)

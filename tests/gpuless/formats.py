@@ -18,6 +18,15 @@ def f32_to_bf16(values: Array) -> Array:
     return np.where(np.isnan(values), np.uint16(0x7FFF), nearest)
 
 
+def canonical(values: Array) -> Array:
+    """The values with the one NaN that the hardware makes, whichever the operands had: it does not depend on order."""
+    nan = np.isnan(values)
+    if not nan.any():
+        return values
+    one = np.array(np.iinfo(f"i{values.itemsize}").max, f"i{values.itemsize}").view(values.dtype)
+    return np.where(nan, one, values)
+
+
 def f32_to_tf32(values: Array) -> Array:
     """Bits of the nearest, ties away from zero (cvt.rna.tf32): the 13 low ones are zero. Infinity and NaN stay."""
     bits = np.ascontiguousarray(values, np.float32).view(U32)

@@ -60,6 +60,17 @@ def _in_float32(original: Callable[..., Any], operands: int) -> Callable[..., An
     return method
 
 
+def _binary_op(original: Callable[..., Any]) -> Callable[..., Any]:
+    """In float32; and a comparison is of type int1, which Triton's interpreter gives the type of its operands."""
+    in_float32 = _in_float32(original, 2)
+
+    def method(self: Any, *args: Any) -> Any:
+        found = in_float32(self, *args)
+        return Handle(found.data, tl.int1) if found.data.dtype == np.bool_ else found
+
+    return method
+
+
 def _ternary_op(original: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: Any, a: Any, b: Any, c: Any, op: Any) -> Any:
         if op is np.where or not _is_bf16(c):  # a selection of bit patterns is right as it is
@@ -138,7 +149,7 @@ def _min_max(original: Callable[..., Any]) -> Callable[..., Any]:
 def _bf16_patches() -> list[Any]:
     cast = _cast(Builder.cast_impl)
     methods = {
-        "binary_op": _in_float32(Builder.binary_op, 2),
+        "binary_op": _binary_op(Builder.binary_op),
         "unary_op": _in_float32(Builder.unary_op, 1),
         "create_fma": _in_float32(Builder.create_fma, 3),
         "ternary_op": _ternary_op(Builder.ternary_op),

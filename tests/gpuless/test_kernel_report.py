@@ -13,8 +13,8 @@ from triton.runtime.jit import JITFunction
 from gpuless import kernel_report as report
 from gpuless import samples
 
-QUICK = ("90", "gfx942")
-"""Every variant is compiled for these here; `make kernel-report` compiles for all."""
+EVERYTHING = ("90",)
+"""For these all variants are compiled here, and one of each kernel for the others; `make kernel-report` does all."""
 
 
 def _id(job):
@@ -23,11 +23,10 @@ def _id(job):
 
 
 def _jobs():
-    """All variants for QUICK, and for the other architectures the first of each kernel and dtype."""
     seen = set()
     for variant, arch in report.jobs():
-        key = (report.name_of(variant), variant.config.rpartition("-")[2], arch)
-        if arch in QUICK or key not in seen:
+        key = (report.name_of(variant), variant.gemm, variant.elementwise, arch)
+        if arch in EVERYTHING or key not in seen:
             seen.add(key)
             yield variant, arch
 

@@ -69,5 +69,10 @@ def test_the_sweeps_of_a_perceptron(widths, dtype):
     tolerance = 4 * torch.finfo(dtype).eps
     assert_same_opinion(kernels.mlp_attribute, args, tolerance)
     _, _, bits, h, g = kernels.mlp_attribute(*args)
-    backward = (x, u, weights, slopes, bits, [*g[1:], u], [x, *h], layers, True, True)
-    assert_same_opinion(kernels.mlp_attribute_backward, backward, tolerance)
+    a, s, c = whole(19, widths[0]), whole(19, 1), whole(19, 1)
+    chains = [(x, a, s, c, None), (x, None, s, None, None), (None, None, None, None, u), (x, a, None, None, u)]
+    for chain in chains:
+        pairs = ([*g[1:], u] if chain[0] is not None else [], [x, *h] if chain[-1] is not None else [])
+        ends = (chain[0] is not None, chain[-1] is not None)
+        backward = (*chain, weights, slopes, bits, *pairs, layers, *ends)
+        assert_same_opinion(kernels.mlp_attribute_backward, backward, tolerance)

@@ -76,7 +76,16 @@ FORMULAS: dict[str, Formula] = {
 }
 """FLOPs of a call of each operator of the package that multiplies, a product and a sum counted apart, by the operator's
 name: the formula takes the operator's own arguments."""
-WITHOUT_PRODUCTS = ("relu_mask", "mask_mul", "add_relu_mask", "max_pool", "pool_pull", "pool_push", "gini")
+WITHOUT_PRODUCTS = (
+    "relu_mask",
+    "mask_mul",
+    "add_relu_mask",
+    "max_pool",
+    "pool_pull",
+    "pool_push",
+    "input_times_gradient",
+    "gini",
+)
 
 ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "_efficientzerotensor")
 

@@ -20,6 +20,7 @@ __all__ = [
     "extension",
     "gini",
     "has_perceptron_kernels",
+    "input_times_gradient",
     "linear_relu_mask",
     "mask_mul",
     "matmul_mask",
@@ -134,6 +135,14 @@ def mlp_attribute_backward(
     """
     run = implementation("mlp_attribute_backward")
     return run(x, a, s, c, delta, weights, slopes, bits, g, h, trained, output_tangent, input_cotangent)
+
+
+def input_times_gradient(x: Tensor, g: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The attribution A = scale * x * g [B, ...], and of it (A, mean over the batch of |A| [...], l1 [B], l2 [B]).
+
+    l1 and l2 are the sums over a sample's features of |A| and of A^2; scale: None for one, or [B].
+    """
+    return implementation("input_times_gradient")(x, g, scale)
 
 
 def gini(a: Tensor) -> tuple[Tensor, Tensor]:

@@ -153,6 +153,35 @@ def _pool_push_backward(ctx: Any, d: Tensor) -> Any:
     return ops.pool_pull(d, idx, ctx.shape, *ctx.geometry), *(None,) * 5
 
 
+def _input_times_gradient_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs, output[0])
+    ctx.set_materialize_grads(False)
+
+
+def _input_times_gradient_backward(
+    ctx: Any, da: Tensor | None, dmean: Tensor | None, dl1: Tensor | None, dl2: Tensor | None
+) -> Any:
+    """The sums are functions of the attribution: what comes from them joins its cotangent, in their own precision."""
+    x, g, scale, a = ctx.saved_tensors
+    needs_x, needs_g, needs_scale = _needs(ctx, 3)
+    each = (-1, *[1] * (a.dim() - 1))  # the shape of one number a sample
+    wide = torch.promote_types(a.dtype, torch.float32)
+    total = torch.zeros_like(a, dtype=wide) if da is None else da.to(wide)
+    if dmean is not None:
+        total = total + a.sign() * (dmean / max(len(a), 1))
+    if dl1 is not None:
+        total = total + a.sign() * dl1.view(each)
+    if dl2 is not None:
+        total = total + 2 * a * dl2.view(each)
+    dscale = (total * x * g).flatten(1).sum(1) if a.dim() > 1 else total * x * g
+    scaled = total if scale is None else total * scale.view(each)
+    return (
+        (scaled * g).to(a.dtype) if needs_x else None,
+        (scaled * x).to(a.dtype) if needs_g else None,
+        dscale.to(a.dtype) if needs_scale else None,
+    )
+
+
 def _gini_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(inputs[0], output[1])
     ctx.set_materialize_grads(False)
@@ -218,5 +247,6 @@ DERIVATIVES = {
     "pool_push": Derivative(_pool_push_setup, _pool_push_backward),
     "mlp_attribute": Derivative(_mlp_attribute_setup, _mlp_attribute_backward),
     "mlp_attribute_backward": Derivative(_no_setup, _mlp_attribute_backward_backward),
+    "input_times_gradient": Derivative(_input_times_gradient_setup, _input_times_gradient_backward),
     "gini": Derivative(_gini_setup, _gini_backward),
 }

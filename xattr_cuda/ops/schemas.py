@@ -20,5 +20,7 @@ SCHEMAS: dict[str, str] = {
     "float[] slopes, Tensor[] bits, Tensor[] g, Tensor[] h, int[] trained, bool output_tangent=False, "
     "bool input_cotangent=False) "
     "-> (Tensor[] gradients, Tensor v_end, Tensor delta_end)",
+    "input_times_gradient": "(Tensor x, Tensor g, Tensor? scale=None) "
+    "-> (Tensor attribution, Tensor mean_abs, Tensor l1, Tensor l2)",
     "gini": "(Tensor a) -> (Tensor value, Tensor gradient)",
 }

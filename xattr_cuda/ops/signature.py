@@ -349,6 +349,19 @@ def mlp_attribute_backward(
     return [gradients, v_end, Spec([rows, widths[0]], like.dtype) if input_cotangent else none]
 
 
+def input_times_gradient(x: Tensor, g: Tensor, scale: Tensor | None = None) -> list[Spec]:
+    op = "input_times_gradient"
+    _check_values(op, x=x, g=g)
+    same = x.shape == g.shape
+    _require(same, op, f"`g` has shape {list(g.shape)}; wanted that of `x`, {list(x.shape)}")
+    if scale is not None:
+        _check_values(op, x=x, scale=scale)
+        given = f"`scale` has shape {list(scale.shape)}"
+        _require(list(scale.shape) == [x.shape[0]], op, f"{given}; wanted [{x.shape[0]}], a factor of each sample")
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return [Spec(x.shape, x.dtype), Spec(x.shape[1:], wide), *[Spec([x.shape[0]], wide)] * 2]
+
+
 def gini(a: Tensor) -> list[Spec]:
     _check_values("gini", a=a)
     _require(a.dim() == 1, "gini", f"`a` has shape {list(a.shape)}; wanted a vector [n] (flatten it first)")

@@ -1,5 +1,6 @@
 """Every operator on the device: against the nearest that PyTorch has, and its share of what the device can do."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from ... import ops
+from ...ops import gpu
 from ..count import FORMULAS
 from .clock import Call, time_rows
 from .peaks import COPY, product_peak
@@ -48,6 +50,8 @@ def _elementwise(op: str, sizes: Sizes, dtype: torch.dtype, device: str) -> Argu
     t = torch.randn(sizes.elementwise, dtype=dtype, device=device)
     if op == "relu_mask":
         return (t,)
+    if op == "input_times_gradient":
+        return t, t.flip(0), None
     return t, _bits(*sizes.elementwise, device) if op == "mask_mul" else t.flip(0)
 
 
@@ -87,7 +91,7 @@ def _vector(op: str, sizes: Sizes, dtype: torch.dtype, device: str) -> Arguments
 
 
 ARGUMENTS: dict[str, Callable[[str, Sizes, torch.dtype, str], Arguments]] = {
-    **dict.fromkeys(("relu_mask", "mask_mul", "add_relu_mask"), _elementwise),
+    **dict.fromkeys(("relu_mask", "mask_mul", "add_relu_mask", "input_times_gradient"), _elementwise),
     **dict.fromkeys(("linear_relu_mask", "matmul_mask", "dual_weight_grad"), _products),
     **dict.fromkeys(("max_pool", "pool_pull", "pool_push"), _pooling),
     **dict.fromkeys(("mlp_attribute", "mlp_attribute_backward"), _perceptron),
@@ -111,6 +115,10 @@ def _places(idx: Tensor, shape: tuple[int, ...]) -> Tensor:
     return row * shape[3] + column
 
 
+def _attribution_and_sums(a: Tensor) -> tuple[Tensor, ...]:
+    return a, a.abs().mean(0), a.abs().sum(1), a.square().sum(1)
+
+
 def pytorch(op: str, arguments: Arguments) -> Call | None:
     """The nearest that PyTorch has, masks as bool and indices of pooling as int64; None where it has nothing."""
     if op in ("relu_mask", "add_relu_mask"):
@@ -130,6 +138,9 @@ def pytorch(op: str, arguments: Arguments) -> Call | None:
     if op == "matmul_mask":
         mask = _unpacked(arguments[2], arguments[1].shape[-1])
         return lambda: (arguments[0] @ arguments[1]) * mask
+    if op == "input_times_gradient":
+        x, g, _ = arguments
+        return lambda: _attribution_and_sums(x * g)
     if op == "pool_pull":
         g, idx, shape = arguments[:3]
         places, like = _places(idx, shape), g.new_empty(shape)
@@ -173,6 +184,14 @@ def _disagreement(got: Any, want: Any) -> str:
     return ""
 
 
+def on_reference(op: str) -> str:
+    """Why an operator that has just run on a GPU ran on the reference there; empty if it did not."""
+    if reason := gpu.failures.get(op) or gpu.unavailable():
+        return f"it runs on the reference: {reason}"
+    launchers = importlib.import_module("....kernels.triton", __name__)
+    return "" if hasattr(launchers, op) else "it runs on the reference: it has no Triton kernel"
+
+
 def measure(op: str, dtype: torch.dtype, peaks: dict[str, float], rounds: int, device: str) -> list[Row]:
     """The rows of an operator at a dtype: PyTorch's nearest, else the reference, and what runs by default there."""
     short = str(dtype).removeprefix("torch.")
@@ -196,6 +215,7 @@ def measure(op: str, dtype: torch.dtype, peaks: dict[str, float], rounds: int, d
             calls[FUSED] = lambda: function(*arguments)
         time_rows(rows, calls, rounds, device, REPEATS)
         row = rows[FUSED]
+        row.note = "" if device == "cpu" else on_reference(op)
         if seconds := row.graph_seconds or row.seconds:
             row.share, row.of = shares(op, arguments, results, seconds, peaks)
     return list(rows.values())

@@ -14,7 +14,8 @@ class Row:
 
     seconds: median of a call whose launches the host makes; graph_seconds: of one replayed as a CUDA graph; ratio and
     graph_ratio: to the first contestant. share: of the device's measured peak, `of` says which: bandwidth of a copy, or
-    matrix products of that dtype. failed: why there are no figures; no_graph: why the graph has none.
+    matrix products of that dtype. failed: why there are no figures; no_graph: why the graph has none; note: what else
+    there is to know.
     """
 
     kind: str
@@ -29,6 +30,7 @@ class Row:
     of: str = ""
     failed: str = ""
     no_graph: str = ""
+    note: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers and words."""
@@ -86,6 +88,9 @@ def table(rows: Iterable[Row]) -> Table:
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """A line for every row without figures, or without those of a graph, that says why."""
-    lines = [f"{r.case} {r.dtype}, {r.contestant}: {r.failed}" for r in rows if r.failed]
-    return lines + [f"{r.case} {r.dtype}, {r.contestant}: no graph: {r.no_graph}" for r in rows if r.no_graph]
+    """A line for every row without figures, or without those of a graph, that says why; and all notes."""
+    found = []
+    for row in rows:
+        words = (row.failed, f"no graph: {row.no_graph}" if row.no_graph else "", row.note)
+        found += [f"{row.case} {row.dtype}, {row.contestant}: {one}" for one in words if one]
+    return found

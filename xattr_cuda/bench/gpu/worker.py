@@ -16,7 +16,7 @@ from ..check import few_words
 from . import operators, peaks, steps
 from .rows import Row
 
-STICKY = 3  # exit status: the device is of no more use to this process
+STICKY = 3  # exit status: the device may be of no more use to this process
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def work(tasks: list[Task], found: dict[str, float], results: Path) -> int:
                     rows = task.failed(few_words(error))
             said = [" ".join(str(w.message).split()) for w in warned if "xattr_cuda" in str(w.message)]
             write(finished=str(task), rows=[row.to_json() for row in rows], peaks=found, warnings=said)
-            if _unusable(task.device):
+            # A capture that has failed may leave the generator of random numbers as if it went on.
+            if _unusable(task.device) or any(row.no_graph for row in rows):
                 return STICKY
             if task.device != "cpu":
                 torch.cuda.empty_cache()
