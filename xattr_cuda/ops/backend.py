@@ -4,7 +4,7 @@
 there is none. A named back end is forced and refused with a reason where it cannot run.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -92,12 +92,13 @@ def _on_triton(name: str) -> Callable[..., Any]:
 _triton = {name: _on_triton(name) for name in SCHEMAS}
 
 
-def has_perceptron_kernels(t: Tensor) -> bool:
-    """Whether the operators of whole perceptrons have kernels for t on the back end in force."""
-    if t.device.type == "cpu" and _active in ("auto", "cpu"):
+def has_perceptron_kernels(weights: Sequence[Tensor]) -> bool:
+    """Whether the operators of whole perceptrons have kernels for these weights on the back end in force."""
+    device = weights[0].device.type
+    if device == "cpu" and _active in ("auto", "cpu"):
         return extension is not None
-    on_triton = t.is_cuda if _active == "auto" else _active == "triton"
-    return on_triton and all(gpu.serves(name, t) for name in ("mlp_attribute", "mlp_attribute_backward"))
+    on_triton = device == "cuda" if _active == "auto" else _active == "triton"
+    return on_triton and gpu.serves_perceptron(weights)
 
 
 def implementation(name: str) -> Callable[..., Any]:

@@ -124,6 +124,12 @@ def serves(name: str, t: Tensor) -> bool:
     return usable and not (t.is_cuda and _too_old(t.device.index))
 
 
+def serves_perceptron(weights: Sequence[Tensor]) -> bool:
+    """Whether a perceptron with these weights, which have two dimensions each, is swept whole by Triton kernels."""
+    whole = all(serves(name, weights[0]) for name in ("mlp_attribute", "mlp_attribute_backward"))
+    return whole and bool(getattr(_kernels()[0], "perceptron").serves(weights))
+
+
 def first_tensor(args: Sequence[Any]) -> Tensor:
     """The first tensor among the arguments of an operator; it says the dtype and the device of the call."""
     flat = (t for arg in args for t in (arg if isinstance(arg, (list, tuple)) else (arg,)))

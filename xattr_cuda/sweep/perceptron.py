@@ -37,7 +37,7 @@ def _slope(layer: Layer) -> float | None:
 
 
 def _fits(weights: Sequence[Tensor], x: Tensor) -> bool:
-    """Whether the tensors are what the operators take. The engine says what is wrong with others."""
+    """Whether the tensors are what the operators take, and have kernels. The engine says what is wrong with others."""
     columns = x.shape[1]
     if torch._C._are_functorch_transforms_active() or type(x) not in _PLAIN:
         return False
@@ -47,7 +47,7 @@ def _fits(weights: Sequence[Tensor], x: Tensor) -> bool:
         if weight.dim() != 2 or weight.shape[1] != columns or weight.dtype != x.dtype or weight.device != x.device:
             return False
         columns = weight.shape[0]
-    return True
+    return ops.has_perceptron_kernels(weights)
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Perceptron:
     @staticmethod
     def of(bound: BoundProgram, xs: Sequence[Tensor]) -> "Perceptron | None":
         """The program's layers as one perceptron, if they are one that has kernels."""
-        if len(xs) != 1 or xs[0].dim() != 2 or not ops.has_perceptron_kernels(xs[0]):
+        if len(xs) != 1 or xs[0].dim() != 2:
             return None
         weights: list[Tensor] = []
         slopes: list[float] = []
