@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -115,5 +116,7 @@ CASES: dict[str, Case] = {
 
 def build(name: str, batch: int = 7, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor]:
     """The network and an input of the given batch."""
+    if "dropout" in name and torch.get_default_device().type != "cpu":
+        pytest.skip("PyTorch's own dropout draws its mask in another way on a GPU")
     case = CASES[name]
     return case.build().to(dtype), torch.randn(batch, *case.sample, dtype=torch.float64).to(dtype)

@@ -13,8 +13,8 @@ import xattr_cuda as xa
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU that PyTorch can use")
 DEVICE = "cuda"
 NETWORKS = {
-    "perceptron, one output": (perceptron(118, 256, 128, 33, 1), (118,)),
-    "perceptron": (perceptron(118, 256, 128, 33, 10), (118,)),
+    "perceptron, one output": (perceptron(118, 128, 64, 33, 1), (118,)),
+    "perceptron": (perceptron(118, 128, 64, 33, 10), (118,)),
     "wide perceptron": (perceptron(300, 1024, 700, 10), (300,)),
     "PReLU": (perceptron(37, 65, 33, 3, activation=nn.PReLU), (37,)),
     "convnet": (lambda: convnet(16, 40, 10), (3, 16, 16)),

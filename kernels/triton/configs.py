@@ -31,6 +31,11 @@ def _tiles(tall: int, wide: int, step: int, num_warps: int, num_stages: int) -> 
     return Config(f"{tall}x{wide}x{step}", blocks, num_warps, num_stages)
 
 
+def _row_tiles(rows: int, block: int, step: int, num_warps: int, num_stages: int) -> Config:
+    """Tiles of rows that go through all layers of a perceptron, `block` columns of a layer at a time."""
+    return Config(f"{rows}x{block}x{step}", {"ROWS": rows, "BLOCK": block, "STEP": step}, num_warps, num_stages)
+
+
 _TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
     # operator: architecture, or "" for all that are not named: its configurations, which the launcher chooses from
     # Of values of four and of two bytes, so that a thread moves 16 bytes at once of either; and of rows of odd lengths.
@@ -85,10 +90,9 @@ _TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
     },
     # Of fp32 multiplied as TF32, of two-byte values.
     "perceptron": {
-        "": (
-            Config("64x64x32", {"ROWS": 64, "BLOCK": 64, "STEP": 32}, 8, 2),
-            Config("64x64x64", {"ROWS": 64, "BLOCK": 64, "STEP": 64}, 8, 2),
-        )
+        "": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(64, 64, 32, 8, 2)),
+        "90": (_row_tiles(64, 64, 32, 8, 2), _row_tiles(64, 64, 64, 8, 2)),
+        "gfx942": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(64, 64, 16, 8, 1)),
     },
 }
 

@@ -17,7 +17,7 @@ from .precision import add_product, input_precision
 from .products import as_rows, choice, config_name, configurations, multiprocessors, tile_of
 from .variant import POINTERS, Variant
 
-REDUCED = 512  # elements that a program adds up
+REDUCED = 256  # elements that a program adds up
 SHORTEST_SPLIT = 512  # rows of the batch
 
 
@@ -66,7 +66,7 @@ def add_splits_kernel(partial_ptr, out_ptr, splits, elements, SIZE: tl.constexpr
     place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     total = tl.zeros((SIZE,), dtype=tl.float32)
     for split in range(splits):
-        total += tl.load(partial_ptr + split.to(tl.int64) * elements + place, mask=place < elements, other=0)
+        total += tl.load(partial_ptr + tl.cast(split, tl.int64) * elements + place, mask=place < elements, other=0)
     tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=place < elements)
 
 

@@ -21,7 +21,7 @@ from .precision import add_product, input_precision
 from .products import multiprocessors
 from .variant import Variant
 
-REDUCED = 512  # elements that a program adds up
+REDUCED = 256  # elements that a program adds up
 
 
 @triton.jit

@@ -23,7 +23,7 @@ from .precision import add_product, input_precision
 from .products import PRECISIONS
 from .variant import DTYPES, POINTERS, Variant
 
-WIDEST, DEEPEST = 256, 8  # of the networks that one launch serves; others go layer by layer
+WIDEST, DEEPEST = 128, 8  # of the networks that one launch serves; others, measured faster so, go layer by layer
 LONGEST_SPAN = 512  # rows that a program takes at once; their values stay in the second-level cache for all programs
 FARTHEST = 2**31 // LONGEST_SPAN - WIDEST  # elements from row to row
 
@@ -142,6 +142,11 @@ def serves(weights: Sequence[Tensor]) -> bool:
     return len(weights) <= DEEPEST and min(widths) > 0 and max(widths) <= WIDEST
 
 
+def pays(weights: Sequence[Tensor]) -> bool:
+    """Whether a network that is served is not better off layer by layer: PyTorch rounds to TF32 where Triton cuts."""
+    return weights[0].dtype != torch.float32
+
+
 def kernel_slopes(slopes: Sequence[float]) -> tuple[float | None, ...]:
     """Slopes by layer, from 0, as the kernels take them: None for ReLU, whose slope the operators call zero."""
     return (None, *(s or None for s in slopes), None)
@@ -168,8 +173,8 @@ def row_major(t: Tensor) -> Tensor:
 
 NETWORKS = {
     "64x4": (64, 64, 64, 64, 1),
-    "tabular": (118, 256, 128, 32, 1),
-    "256x6": (*(256,) * 6, 1),
+    "tabular": (118, 128, 64, 32, 1),
+    "128x6": (*(128,) * 6, 1),
     "ten": (64, 64, 10),
 }
 """Widths that stand for all in the compile report, by name."""

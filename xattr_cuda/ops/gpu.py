@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -111,10 +111,10 @@ def _launcher(name: str, first: Tensor) -> Callable[..., Any] | None:
 
 def _faster(name: str, args: Sequence[Any], launcher: Callable[..., Any]) -> Callable[..., Any]:
     """The launcher, or its operator by parts where that is faster; a forced back end runs the kernel."""
-    by_parts = getattr(_kernels()[0], "by_parts")  # noqa: B009 - the module is not known to mypy
-    if forced or name not in by_parts.LAUNCHERS or not by_parts.pays(name, *args[:2]):
+    by_parts = getattr(_kernels()[0], "by_parts", None)
+    if forced or by_parts is None or name not in by_parts.LAUNCHERS or not by_parts.pays(name, *args[:2]):
         return launcher
-    return by_parts.LAUNCHERS[name]
+    return cast(Callable[..., Any], by_parts.LAUNCHERS[name])
 
 
 def serves(name: str, t: Tensor) -> bool:
@@ -126,8 +126,10 @@ def serves(name: str, t: Tensor) -> bool:
 
 def serves_perceptron(weights: Sequence[Tensor]) -> bool:
     """Whether a perceptron with these weights, which have two dimensions each, is swept whole by Triton kernels."""
-    whole = all(serves(name, weights[0]) for name in ("mlp_attribute", "mlp_attribute_backward"))
-    return whole and bool(getattr(_kernels()[0], "perceptron").serves(weights))
+    if not all(serves(name, weights[0]) for name in ("mlp_attribute", "mlp_attribute_backward")):
+        return False
+    perceptron = getattr(_kernels()[0], "perceptron", None)
+    return perceptron is not None and perceptron.serves(weights) and (forced or perceptron.pays(weights))
 
 
 def first_tensor(args: Sequence[Any]) -> Tensor:
