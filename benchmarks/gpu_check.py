@@ -39,6 +39,10 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20, help="calls timed of each contestant")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: a rehearsal")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu-check.json", help="where the JSON goes")
+    parser.add_argument("--readme", type=Path, default=None, help="Markdown file whose marked table to renew")
+    parser.add_argument(
+        "--report", type=Path, default=None, help="JSON of an earlier check: measure nothing, show that"
+    )
     parser.add_argument("--limit-seconds", type=float, default=450.0, help="what is not done by then is left out")
     return parser.parse_args(given)
 
@@ -119,7 +123,10 @@ def tasks(options: argparse.Namespace) -> list[Any]:
 
 def main(given: list[str] | None = None) -> int:
     options = arguments(given)
+    if options.report is not None:
+        return finish(json.loads(options.report.read_text(encoding="utf-8")), options.report, options.readme)
     output = options.output.resolve()
+    readme = options.readme and options.readme.resolve()
     deadline = time.monotonic() + options.limit_seconds
     if options.device == "cuda":
         import torch
@@ -149,6 +156,18 @@ def main(given: list[str] | None = None) -> int:
         rows = [row.to_json() for row in found.rows]
         report |= {"peaks": found.peaks, "warnings": found.warnings, "rows": rows}
     save(report, output)
+    return finish(report, output, readme)
+
+
+def finish(report: dict[str, Any], output: Path, readme: Path | None) -> int:
+    """Show a report, and put its steps where a README has the marks for them; the exit status."""
+    if readme is not None:
+        from xattr_cuda.bench import markers
+        from xattr_cuda.bench.gpu.rows import Row, markdown
+
+        found = {"gpu": markdown([Row(**row) for row in report.get("rows", [])], report["machine"])}
+        text = readme.read_text(encoding="utf-8")
+        readme.write_text(markers.rewrite(text, found, str(readme)), encoding="utf-8")
     return show(report, output)
 
 

@@ -317,3 +317,21 @@ def test_every_test_of_the_plan_is_there(scripts):
     for device in ("cpu", "cuda"):
         assert tests.plan(device)
         assert all((tests.TESTS / file).exists() for file, _ in tests.plan(device))
+
+
+def test_a_kept_report_is_shown_again_and_renews_the_table_of_a_readme(scripts, tmp_path, capsys):
+    def row(contestant, ratio):
+        return Row("step", "paper", "bfloat16", contestant, 1e-3, 2 * ratio, 1e-4, ratio).to_json()
+
+    names = {"plain": 1.0, "double backward": 2.5, "attribute": 1.5, "attribute_loss": 1.25}
+    machine = {"device": "a GPU", "torch": "2.13", "triton": "3.9"}
+    report = {"machine": machine, "extension": "built", "rows": [row(*pair) for pair in names.items()]}
+    (tmp_path / "r.json").write_text(json.dumps(report))
+    (tmp_path / "R.md").write_text("<!-- bench:gpu -->\nold\n<!-- /bench:gpu -->\n")
+    code = scripts("gpu_check").main(["--report", str(tmp_path / "r.json"), "--readme", str(tmp_path / "R.md")])
+    assert code == 0
+    text = (tmp_path / "R.md").read_text()
+    assert "a GPU; PyTorch 2.13, Triton 3.9." in text
+    assert "| paper | bf16 | 2.50x (5.00x) | 1.50x (3.00x) | 1.25x (2.50x) |" in text
+    assert "old" not in text
+    assert "attribute_loss" in capsys.readouterr().out

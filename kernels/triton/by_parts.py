@@ -1,8 +1,8 @@
 """Products by PyTorch's own library with the masks by element-wise kernels: two launches where the fused one is slower.
 
 Measured on an H200 (Triton 3.6, cuBLAS of CUDA 13.0): at 8192x4096x4096 the fused kernels take 1.25 to 1.7 times as
-long in bf16 and 1.6 to 5.5 times in TF32, whose factors they cut off where cuBLAS rounds. Small products wait for their
-launches, of which the fused kernels need one.
+long in bf16 and 1.6 to 5.5 times in TF32, whose factors they cut off where cuBLAS rounds. Small products, of which
+there are fewer tiles than a quarter of the multiprocessors, wait for launches, and the fused kernels need one.
 """
 
 from collections.abc import Callable
@@ -52,4 +52,4 @@ def pays(name: str, left: Tensor, right: Tensor) -> bool:
     if name == "dual_weight_grad":
         rows, columns = left.shape[-1], right.shape[-1]
     tiles = -(-rows // LARGE_SIDE) * -(-columns // LARGE_SIDE)
-    return tiles >= multiprocessors(left.device)
+    return 4 * tiles >= multiprocessors(left.device)

@@ -8,6 +8,7 @@ from helpers import assert_as_good_as
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 from xattr_cuda.kernels.triton import by_parts  # noqa: E402 - needs Triton
+
 from xattr_cuda.ops import gpu  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("emulated", "poisoned")

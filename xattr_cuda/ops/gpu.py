@@ -110,9 +110,14 @@ def _launcher(name: str, first: Tensor) -> Callable[..., Any] | None:
 
 
 def _faster(name: str, args: Sequence[Any], launcher: Callable[..., Any]) -> Callable[..., Any]:
-    """The launcher, or its operator by parts where that is faster; a forced back end runs the kernel."""
+    """The launcher, or what is faster or more exact for these arguments; a forced back end runs the kernel."""
+    if forced:
+        return launcher
+    if name.startswith("mlp_"):
+        weights = next(arg for arg in args if isinstance(arg, (list, tuple)))
+        return launcher if serves_perceptron(weights) else _reference[name]
     by_parts = getattr(_kernels()[0], "by_parts", None)
-    if forced or by_parts is None or name not in by_parts.LAUNCHERS or not by_parts.pays(name, *args[:2]):
+    if by_parts is None or name not in by_parts.LAUNCHERS or not by_parts.pays(name, *args[:2]):
         return launcher
     return cast(Callable[..., Any], by_parts.LAUNCHERS[name])
 

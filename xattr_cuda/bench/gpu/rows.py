@@ -7,6 +7,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from ..report import markdown_table
+
 
 @dataclass
 class Row:
@@ -94,3 +96,26 @@ def remarks(rows: Sequence[Row]) -> list[str]:
         words = (row.failed, f"no graph: {row.no_graph}" if row.no_graph else "", row.note)
         found += [f"{row.case} {row.dtype}, {row.contestant}: {one}" for one in words if one]
     return found
+
+
+COMPARED = ("double backward", "attribute", "attribute_loss")
+_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def markdown(rows: Iterable[Row], machine: dict[str, Any]) -> str:
+    """The steps as a table of ratios to the plain one, replayed as CUDA graphs and launched one by one."""
+    by_case: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        if row.kind == "step":
+            by_case.setdefault((row.case, row.dtype), {})[row.contestant] = row
+    lines = []
+    for (case, dtype), found in by_case.items():
+        chosen = [found.get(name) for name in COMPARED]
+        if any(one is None or one.graph_ratio is None for one in chosen):
+            continue
+        cells = [f"{_ratio(one.graph_ratio)} ({_ratio(one.ratio)})" for one in chosen if one is not None]
+        lines.append([case, _DTYPES.get(dtype, dtype), *cells])
+    where = f"{machine.get('device', 'CPU')}; PyTorch {machine['torch']}, Triton {machine['triton']}."
+    return (
+        f"{where}\n\n{markdown_table(['case', 'dtype', 'double backward', '`attribute`', '`attribute_loss`'], lines)}"
+    )
