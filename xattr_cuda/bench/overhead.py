@@ -6,6 +6,7 @@ The two operators alone, called from Python as anyone would, are what remains wh
 from collections.abc import Callable
 from itertools import pairwise
 from statistics import median
+from textwrap import fill
 
 import torch
 
@@ -60,8 +61,9 @@ def measure(rounds: int | None = None) -> dict[str, float]:
 def words(seconds: dict[str, float]) -> str:
     """The figures as a sentence."""
     plain, ours, alone = (1e6 * seconds[name] for name in NAMES)
-    return (
+    return fill(
         f"Beside its kernels: on {'-'.join(map(str, WIDTHS))} at batch {BATCH}, where products cost next to nothing, "
         f"`attribute` and its backward pass take {ours:.0f} us, their two operators alone {alone:.0f} us, so that "
-        f"{ours - alone:.0f} us are overhead; the plain forward and backward pass take {plain:.0f} us."
+        f"{ours - alone:.0f} us are overhead; the plain forward and backward pass take {plain:.0f} us.",
+        width=118,
     )
