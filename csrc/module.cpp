@@ -47,10 +47,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info, "How the extension was built: a dict of str to str.");
   m.def("cpu_capability", &xattr::instruction_set, "The instruction set that the CPU kernels use on this processor.");
 
-  py::class_<xattr::SweepPlan>(m, "SweepPlan", "How the CPU sweeps a perceptron of these widths in fp32.")
-      .def(py::init([](const std::vector<int64_t>& widths, int64_t rows) {
-        return xattr::SweepPlan(widths, rows, at::kFloat);
-      }))
+  py::class_<xattr::SweepPlan>(m, "SweepPlan", "How the CPU sweeps a perceptron of these widths, in fp32 or bf16.")
+      .def(
+          py::init([](const std::vector<int64_t>& widths, int64_t rows, bool bf16) {
+            return xattr::SweepPlan(widths, rows, bf16 ? at::kBFloat16 : at::kFloat);
+          }),
+          py::arg("widths"), py::arg("rows"), py::arg("bf16") = false)
       .def_readonly("tiles", &xattr::SweepPlan::tiles)
       .def_readonly("threads", &xattr::SweepPlan::threads)
       .def_readonly("height", &xattr::SweepPlan::height)

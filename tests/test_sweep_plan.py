@@ -22,8 +22,8 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-def plan(widths, rows):
-    return ops.extension.SweepPlan(widths, rows)
+def plan(widths, rows, **dtype):
+    return ops.extension.SweepPlan(widths, rows, **dtype)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,12 @@ def test_tiles_are_even_and_no_higher_than_the_cache_allows(rows, threads):
 def test_gradients_are_taken_over_the_whole_batch_where_a_thread_has_one_tile(threads):
     assert plan(PAPER, 100).sums_gradients == (threads == 1)
     assert plan(PAPER, 1024).sums_gradients
+
+
+def test_gradients_of_bf16_are_summed_by_thread():
+    if not plan(PAPER, 100, bf16=True).tiles:
+        pytest.skip("this processor has no dot product of bf16")
+    assert plan(PAPER, 100, bf16=True).sums_gradients
 
 
 def test_the_cotangent_above_a_narrow_last_layer_is_swept_again_where_tiles_make_it_free():

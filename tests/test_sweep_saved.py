@@ -86,7 +86,9 @@ def test_half_precision_saves_half_the_activations(outputs, backend):
     chains = 1 if outputs == 1 else 2
     x = torch.randn(BATCH, WIDTHS[0]).bfloat16()
     found = of_attribute(network(outputs).bfloat16(), outputs, x)
-    assert found == 2 * chains * HIDDEN + MASK + seed_bytes(outputs) // 2
+    again = backend == "cpu" and xa.ops.extension.SweepPlan([*WIDTHS, outputs], BATCH, bf16=True).repeats_last
+    swept_again = 2 * BATCH * WIDTHS[-1] if again else 0  # the cotangent above a narrow last layer
+    assert found == 2 * chains * HIDDEN - swept_again + MASK + seed_bytes(outputs) // 2
 
 
 @pytest.mark.parametrize("outputs", [1, 10])

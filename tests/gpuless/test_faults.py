@@ -99,6 +99,15 @@ FAULTS = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _tf32():
+    """The kernels of whole perceptrons take no exact float32; the numbers here are as exact in TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
 @pytest.fixture
 def mutant(tmp_path, monkeypatch):
     """From a fault to the launchers of a copy of the kernels that has it."""
