@@ -173,12 +173,15 @@ def _input_times_gradient_backward(
         total = total + a.sign() * dl1.view(each)
     if dl2 is not None:
         total = total + 2 * a * dl2.view(each)
-    dscale = (total * x * g).flatten(1).sum(1) if a.dim() > 1 else total * x * g
+    dscale = None
+    if needs_scale:  # one number of many products: summed so that it is rounded once
+        products = total.double() * x * g
+        dscale = (products.flatten(1).sum(1) if a.dim() > 1 else products).to(a.dtype)
     scaled = total if scale is None else total * scale.view(each)
     return (
         (scaled * g).to(a.dtype) if needs_x else None,
         (scaled * x).to(a.dtype) if needs_g else None,
-        dscale.to(a.dtype) if needs_scale else None,
+        dscale,
     )
 
 
