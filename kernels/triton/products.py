@@ -20,7 +20,7 @@ from .precision import add_product, input_precision
 from .variant import DTYPES, POINTERS, Variant
 
 LARGE_SIDE = 128  # of the large tiles
-BARE, ACTIVATE, MASK = 0, 1, 2  # values of the constant EPILOGUE
+ACTIVATE, MASK = 1, 2  # values of the constant EPILOGUE
 NO_SLOPE, ONE_SLOPE, SLOPES = 0, 1, 2  # values of the constant SLOPE: of shape None, [1] and [N]
 PRECISIONS = (("fp32", "ieee"), ("fp32", "tf32"), ("bf16", "ieee"), ("fp16", "ieee"))
 """(dtype, precision of its products)."""
@@ -77,7 +77,7 @@ def product_kernel(
         positive = (total > 0) if SLOPE else ((total > 0) | (total != total))
         tl.store(word_ptr, packing.pack(positive & there), mask=has_word)
         total = tl.where(positive, total, scaled(total, slope_ptr, column, columns, SLOPE))
-    elif EPILOGUE == 2:
+    else:
         mask = packing.unpack(tl.load(word_ptr, mask=has_word, other=0))
         total = tl.where(mask, total, scaled(total, slope_ptr, column, columns, SLOPE))
     place = out_ptr + row.to(tl.int64)[:, None] * columns + column[None, :]
@@ -86,13 +86,7 @@ def product_kernel(
 
 def as_rows(t: Tensor) -> Tensor:
     """[..., K] as [rows, K] with unit column stride."""
-    t = (
-        t
-        if t.dim() == 2
-        else t.reshape(-1, t.shape[-1])
-        if t.numel()
-        else t.new_empty(t.shape[:-1].numel(), t.shape[-1])
-    )
+    t = t.reshape(t.shape[:-1].numel(), t.shape[-1])
     return t if t.stride(1) == 1 and t.stride(0) >= t.shape[1] else t.contiguous()
 
 
@@ -107,7 +101,7 @@ def choice(rows: int, columns: int, dtype: torch.dtype, precision: str, arch: st
     return large if tiles >= processors else small
 
 
-def multiply(t: Tensor, matrix: Tensor, bits: Tensor | None, slope: Tensor | None, epilogue: int) -> Tensor:
+def multiply(t: Tensor, matrix: Tensor, bits: Tensor, slope: Tensor | None, epilogue: int) -> Tensor:
     """Run the product; its activation writes into `bits`. t: [..., K]; matrix: [K, N], any strides."""
     shape, rows, columns = (*t.shape[:-1], matrix.shape[1]), t.shape[:-1].numel(), matrix.shape[1]
     out = torch.empty(shape, dtype=t.dtype, device=t.device)
@@ -160,12 +154,11 @@ def configurations() -> Iterator[tuple[Config, str, str, tuple[str, ...]]]:
 def variants(epilogue: int, transposed: bool, what: str) -> Iterator[Variant]:
     """What `multiply` may compile for ReLU, with a matrix that is the transpose of a row-major one or is row-major."""
     for config, dtype, precision, archs in configurations():
-        pointers = dict.fromkeys(("t_ptr", "matrix_ptr", "out_ptr"), POINTERS[dtype])
-        pointers |= {"bits_ptr": "*i32"} if epilogue != BARE else {}
+        pointers = {**dict.fromkeys(("t_ptr", "matrix_ptr", "out_ptr"), POINTERS[dtype]), "bits_ptr": "*i32"}
         unit, other = ("along", "across") if transposed else ("across", "along")
         sizes = dict.fromkeys(("t_stride", other, "rows", "depth", "columns", "row_words"), "i32")
-        constants: dict[str, Any] = {"EPILOGUE": epilogue, "SLOPE": NO_SLOPE, "PRECISION": precision, unit: 1}
-        constants |= {"slope_ptr": None, **({} if epilogue != BARE else {"bits_ptr": None})}
+        constants: dict[str, Any] = {"EPILOGUE": epilogue, "SLOPE": NO_SLOPE, "PRECISION": precision}
+        constants |= {"slope_ptr": None, unit: 1}
         yield Variant.of(
             *(product_kernel, config, dtype, {**pointers, **sizes}, constants),
             divisible=(*pointers, "t_stride", other, "rows", "depth", "columns"),
