@@ -88,11 +88,12 @@ _TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
             _tiles(64, 64, 64, 4, 2),
         ),
     },
-    # Of fp32 multiplied as TF32, of two-byte values.
+    # Of exact fp32, of fp32 multiplied as TF32, of two-byte values.
     "perceptron": {
-        "": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(64, 64, 32, 8, 2)),
-        "90": (_row_tiles(64, 64, 32, 8, 2), _row_tiles(64, 64, 64, 8, 2)),
-        "gfx942": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(64, 64, 16, 8, 1)),
+        "": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(32, 32, 32, 4, 2), _row_tiles(64, 64, 32, 8, 2)),
+        "90": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(64, 64, 32, 8, 2), _row_tiles(64, 64, 64, 8, 2)),
+        "100": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(64, 64, 32, 8, 2), _row_tiles(64, 64, 32, 8, 2)),
+        "gfx942": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(64, 64, 16, 8, 2), _row_tiles(64, 64, 32, 8, 1)),
     },
 }
 
