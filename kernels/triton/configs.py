@@ -88,12 +88,24 @@ _TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
             _tiles(64, 64, 64, 4, 2),
         ),
     },
-    # Of exact fp32, of fp32 multiplied as TF32, of two-byte values.
-    "perceptron": {
-        "": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(32, 32, 32, 4, 2), _row_tiles(64, 64, 32, 8, 2)),
-        "90": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(64, 64, 32, 8, 2), _row_tiles(64, 64, 64, 8, 2)),
-        "100": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(64, 64, 32, 8, 2), _row_tiles(64, 64, 32, 8, 2)),
-        "gfx942": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(64, 64, 16, 8, 2), _row_tiles(64, 64, 32, 8, 1)),
+    # Of exact fp32; of fp32 multiplied as TF32; of two-byte values.
+    "weight_gradients": {
+        "": (_tiles(64, 64, 16, 8, 2), _tiles(64, 64, 32, 4, 3), _tiles(64, 64, 64, 4, 3)),
+        "90": (_tiles(64, 64, 16, 4, 2), _tiles(64, 64, 32, 4, 3), _tiles(64, 64, 64, 4, 3)),
+        "gfx942": (_tiles(64, 64, 16, 8, 1), _tiles(64, 64, 32, 4, 2), _tiles(64, 64, 64, 4, 2)),
+    },
+    # By how values are multiplied: exact fp32, fp32 as TF32, two-byte values. The most rows to a program first.
+    "perceptron-exact": {"": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(16, 64, 32, 4, 2))},
+    "perceptron-tf32": {
+        "": (_row_tiles(32, 32, 32, 4, 2), _row_tiles(16, 64, 32, 4, 2)),
+        "90": (_row_tiles(32, 64, 32, 4, 2), _row_tiles(16, 64, 32, 4, 2)),
+        "100": (_row_tiles(64, 64, 32, 8, 2), _row_tiles(16, 64, 32, 4, 2)),
+        "gfx942": (_row_tiles(64, 64, 16, 8, 2),),
+    },
+    "perceptron-half": {
+        "": (_row_tiles(64, 64, 64, 8, 2), _row_tiles(16, 64, 64, 4, 2)),
+        "90": (_row_tiles(64, 128, 64, 8, 2), _row_tiles(32, 128, 64, 8, 3), _row_tiles(16, 128, 64, 4, 2)),
+        "gfx942": (_row_tiles(64, 64, 32, 8, 1),),
     },
 }
 

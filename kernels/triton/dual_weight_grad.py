@@ -44,7 +44,7 @@ def dual_weight_grad_kernel(
     PRECISION: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """out [splits, N, K]: delta.T h + g.T v over the split's share of the rows. g None: one chain."""
-    tile_row, tile_column = tile_of(N, K, TALL, WIDE, GROUP)
+    tile_row, tile_column = tile_of(tl.program_id(0), N, K, TALL, WIDE, GROUP)
     n = tile_row * TALL + tl.arange(0, TALL)
     k = tile_column * WIDE + tl.arange(0, WIDE)
     total = tl.zeros((TALL, WIDE), dtype=tl.float32)
@@ -70,7 +70,7 @@ def add_splits_kernel(partial_ptr, out_ptr, splits, elements, SIZE: tl.constexpr
     tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=place < elements)
 
 
-def _stages(config: Config, two_chains: bool) -> int:
+def stages(config: Config, two_chains: bool) -> int:
     """Of the pipeline: two chains read twice as much a step, for which shared memory has no room at every depth."""
     return max(1, config.num_stages - 1) if two_chains else config.num_stages
 
@@ -99,7 +99,7 @@ def dual_weight_grad(delta: Tensor, h: Tensor, g: Tensor | None = None, v: Tenso
             PRECISION=precision,
             **config.blocks,
             num_warps=config.num_warps,
-            num_stages=_stages(config, own is not None),
+            num_stages=stages(config, own is not None),
         )
         if splits > 1:
             add_splits_kernel[(triton.cdiv(n * k, REDUCED),)](found, out, splits, n * k, SIZE=REDUCED)
@@ -116,7 +116,7 @@ def _variants() -> Iterator[Variant]:
             strides = [f"{name}_stride" for name in pairs]
             absent = {} if chains == 2 else {"g_ptr": None, "v_ptr": None, "g_stride": 0, "v_stride": 0}
             sizes = dict.fromkeys((*strides, "rows", "own_rows", "share", "N", "K"), "i32")
-            staged = replace(config, num_stages=_stages(config, chains == 2))
+            staged = replace(config, num_stages=stages(config, chains == 2))
             yield Variant.of(
                 *(dual_weight_grad_kernel, staged, dtype, {**pointers, **sizes}, {**absent, "PRECISION": precision}),
                 divisible=(*pointers, *strides, "share", "N", "K"),

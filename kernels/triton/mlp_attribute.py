@@ -12,8 +12,6 @@ from .perceptron import activate, masked, product, store_mask, store_rows
 from .precision import input_precision
 from .variant import Variant
 
-LAUNCHED = 2**16  # rows of one launch, a bound on its scratch; a larger batch takes another
-
 
 @triton.jit
 def forward_rows(
@@ -125,22 +123,24 @@ def mlp_attribute(
         return layers.attribute(x, weights, slopes, u, keep_h, keep_g)
     batch, last = len(x), len(weights)
     x, u, weights = perceptron.row_major(x), perceptron.row_major(u), [w.contiguous() for w in weights]
-    chosen = perceptron.sizes_for(weights)
+    chosen = perceptron.sizes_for(weights, batch)
     widths, rows = chosen.widths, chosen.config.blocks["ROWS"]
     y, a = x.new_empty(batch, widths[last]), x.new_empty(batch, widths[0])
     bits = perceptron.new_bits(x, widths[1:last])
     h, g = ([x.new_empty(batch, widths[k]) for k in keep] for keep in (keep_h, keep_g))
     if batch == 0:
         return y, a, bits, h, g
-    scratch = x.new_empty(triton.cdiv(min(batch, LAUNCHED), rows), 2, rows, chosen.widest)
+    most = perceptron.LAUNCHED
+    scratch = x.new_empty(triton.cdiv(min(batch, most), rows), 2, rows, chosen.widest)
     with torch.cuda.device_of(x):
-        for begin in range(0, batch, LAUNCHED):
-            mlp_attribute_kernel[(triton.cdiv(min(batch - begin, LAUNCHED), rows),)](
+        for begin in range(0, batch, most):
+            mlp_attribute_kernel[(triton.cdiv(min(batch - begin, most), rows),)](
                 *(x, x.stride(0), u, u.stride(0), y, a, scratch, tuple(weights), (None, *bits, None)),
                 perceptron.by_layer(keep_h, h, last),
                 perceptron.by_layer(keep_g, g, last),
                 *(begin, batch),
                 **chosen.constants(perceptron.kernel_slopes(slopes)),
+                WIDEST=chosen.widest,
                 **chosen.config.blocks,
                 PRECISION=input_precision(x.dtype),
                 num_warps=chosen.config.num_warps,
@@ -155,7 +155,8 @@ def _variants() -> Iterator[Variant]:
         values = dict.fromkeys(("x_ptr", "u_ptr", "y_ptr", "a_ptr", "scratch_ptr"), one.pointer)
         numbers = dict.fromkeys(("x_stride", "u_stride", "begin", "rows"), "i32")
         nothing = (None,) * (one.depth + 1)
-        yield one.variant(mlp_attribute_kernel, {**values, **numbers, "kept_h": nothing, "kept_g": one.hidden}, {})
+        kept = {"kept_h": nothing, "kept_g": one.hidden}
+        yield one.variant(mlp_attribute_kernel, {**values, **numbers, **kept}, {"WIDEST": one.sizes.widest})
 
 
 VARIANTS = list(_variants())

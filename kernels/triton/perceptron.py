@@ -1,9 +1,10 @@
 """What the two kernels of a whole perceptron share: products of a tile of rows, activations, and the choice of sizes.
 
-A program takes rows of the batch through all layers. The values of its rows pass from layer to layer through a scratch
-of its own, written and read by one block between barriers and used again for its next rows, so that it stays in the
-second-level cache. Layers count from 1 and 0 is the input, as in section 2 of the design; tuples by layer hold None
-where nothing is wanted.
+A program takes rows of the batch through all layers. The values of its rows pass from layer to layer through memory
+that no other program reads, written and read by one block between barriers, so that they come from a cache. A program
+takes its rows once: were they counted up in a loop, the compiler would hold the places of all layers in registers
+throughout. Layers count from 1 and 0 is the input, as in section 2 of the design; tuples by layer hold None where
+nothing is wanted.
 """
 
 import functools
@@ -20,13 +21,14 @@ from ..reference.bits import words
 from . import bits as packing
 from .configs import ARCHITECTURES, Config, architecture, by_config, configs
 from .precision import add_product, input_precision
-from .products import PRECISIONS
+from .products import PRECISIONS, multiprocessors
 from .variant import DTYPES, POINTERS, Variant
 
 WIDEST, DEEPEST = 512, 8  # of the networks that one launch serves; others go layer by layer
 WIDEST_FASTER = 128  # of those that are faster so, as measured on an H200
-LONGEST_SPAN = 512  # rows that a program takes at once; their values stay in the second-level cache for all programs
-FARTHEST = 2**31 // LONGEST_SPAN - WIDEST  # elements from row to row
+MOST_ROWS = 128  # that a program takes
+FARTHEST = 2**31 // MOST_ROWS - WIDEST  # elements from row to row
+LAUNCHED = 2**16  # rows of one launch, a bound on the memory that it passes values through; more take another
 
 
 @triton.jit
@@ -100,6 +102,22 @@ def store_rows(t, out_ptr, stride, valid, start, COUNT: tl.constexpr):
     tl.store(out_ptr + row[:, None] * stride + column[None, :], t.to(out_ptr.dtype.element_ty), mask=keep)
 
 
+@triton.jit
+def sweep_rows(
+    in_ptr, in_stride, weight_ptr, along, across, bits_ptr, out_ptr, out_stride, valid,
+    DEPTH: tl.constexpr, COUNT: tl.constexpr, SLOPE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    STEP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """out = m * (in W) for rows [valid, DEPTH]; bits None: without a mask."""
+    for start in range(0, COUNT, BLOCK):
+        t = product(
+            in_ptr, in_stride, weight_ptr, along, across, valid, start, DEPTH, COUNT, ROWS, BLOCK, STEP, PRECISION
+        )
+        if bits_ptr is not None:
+            t = masked(t, bits_ptr, valid, start, COUNT, SLOPE)
+        store_rows(t, out_ptr, out_stride, valid, start, COUNT)
+
+
 class Sizes(NamedTuple):
     """How a network is taken through a kernel. blocks: by layer, columns of a tile of its values."""
 
@@ -109,27 +127,45 @@ class Sizes(NamedTuple):
 
     @property
     def widest(self) -> int:
-        """Elements of a row of the scratch."""
+        """Elements of a row of memory that the values of any layer fit in."""
         return 16 * triton.cdiv(max(self.widths), 16)
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Where in a row of memory the values of the layers 0 .. L - 1 begin, if they lie side by side, and its end."""
+        return (0, *itertools.accumulate(16 * triton.cdiv(n, 16) for n in self.widths[:-1]))
 
     def constants(self, slopes: Sequence[float | None]) -> dict[str, Any]:
         """The constants that both kernels have."""
-        return {"SLOPES": tuple(slopes), "WIDTHS": self.widths, "BLOCKS": self.blocks, "WIDEST": self.widest}
+        return {"SLOPES": tuple(slopes), "WIDTHS": self.widths, "BLOCKS": self.blocks}
 
 
-@functools.lru_cache(1024)
-def sizes(widths: tuple[int, ...], dtype: torch.dtype, precision: str, arch: str) -> Sizes:
-    """The choice for a network of these widths."""
-    config = configs("perceptron", arch)[2 if dtype.itemsize < 4 else 1 if precision == "tf32" else 0]
+def size(widths: tuple[int, ...], config: Config) -> Sizes:
+    """A network of these widths with a configuration."""
     blocks = tuple(min(config.blocks["BLOCK"], max(32, triton.next_power_of_2(n))) for n in widths)
     return Sizes(config, widths, blocks)
 
 
-def sizes_for(weights: Sequence[Tensor]) -> Sizes:
-    """The choice for these weights where they lie."""
+def tiles(dtype: torch.dtype, precision: str, arch: str) -> tuple[Config, ...]:
+    """The configurations that a network may have, those of the most rows first."""
+    kind = "half" if dtype.itemsize < 4 else "tf32" if precision == "tf32" else "exact"
+    return configs(f"perceptron-{kind}", arch)
+
+
+@functools.lru_cache(1024)
+def sizes(widths: tuple[int, ...], rows: int, dtype: torch.dtype, precision: str, arch: str, processors: int) -> Sizes:
+    """The choice for a batch: as many rows to a program as leave three of four multiprocessors one."""
+    *larger, smallest = tiles(dtype, precision, arch)
+    enough = (one for one in larger if 4 * triton.cdiv(rows, one.blocks["ROWS"]) >= 3 * processors)
+    return size(widths, next(enough, smallest))
+
+
+def sizes_for(weights: Sequence[Tensor], rows: int) -> Sizes:
+    """The choice for these weights where they lie, and a batch of `rows`."""
     first = weights[0]
     widths = (first.shape[1], *(w.shape[0] for w in weights))
-    return sizes(widths, first.dtype, input_precision(first.dtype), architecture(first.device))
+    place = architecture(first.device), multiprocessors(first.device)
+    return sizes(widths, rows, first.dtype, input_precision(first.dtype), *place)
 
 
 def serves(weights: Sequence[Tensor]) -> bool:
@@ -166,7 +202,7 @@ def new_bits(x: Tensor, widths: Sequence[int]) -> list[Tensor]:
 
 
 def row_major(t: Tensor) -> Tensor:
-    """t with unit column stride, and rows so near to one another that places in a span of them fit 32 bits."""
+    """t with unit column stride, and rows so near to one another that places in a tile of them fit 32 bits."""
     fits = t.stride(1) == 1 and t.shape[1] <= t.stride(0) <= FARTHEST
     return t if fits else t.contiguous()
 
@@ -178,6 +214,7 @@ NETWORKS = {
     "ten": (64, 64, 10),
 }
 """Widths that stand for all in the compile report, by name."""
+ODD = "paper"  # the one whose rows are not aligned
 
 
 class Compiled(NamedTuple):
@@ -221,8 +258,10 @@ class Compiled(NamedTuple):
 
 
 def compiled() -> Iterator[Compiled]:
-    """All that stand for what users have."""
+    """All that stand for what users have: every network, and the odd one in every configuration."""
     for (name, widths), (dtype, precision) in itertools.product(NETWORKS.items(), PRECISIONS):
-        by_arch = {arch: sizes(widths, DTYPES[dtype], precision, arch) for arch in ARCHITECTURES}
-        for config, archs in by_config({arch: one.config for arch, one in by_arch.items()}.__getitem__):
-            yield Compiled(name, Sizes(config, widths, by_arch[archs[0]].blocks), dtype, precision, archs)
+        choices = {arch: tiles(DTYPES[dtype], precision, arch) for arch in ARCHITECTURES}
+        for place in range(max(map(len, choices.values())) if name == ODD else 1):
+            chosen = {arch: some[min(place, len(some) - 1)] for arch, some in choices.items()}
+            for config, archs in by_config(chosen.__getitem__):
+                yield Compiled(name, size(widths, config), dtype, precision, archs)

@@ -27,11 +27,11 @@ PRECISIONS = (("fp32", "ieee"), ("fp32", "tf32"), ("bf16", "ieee"), ("fp16", "ie
 
 
 @triton.jit
-def tile_of(rows, columns, TALL: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr):
-    """(row, column) of this program among the tiles [TALL, WIDE] of a matrix [rows, columns]."""
+def tile_of(index, rows, columns, TALL: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr):
+    """(row, column) of the tile that a program takes among the tiles [TALL, WIDE] of a matrix [rows, columns]."""
     down, right = tl.cdiv(rows, TALL), tl.cdiv(columns, WIDE)
-    group = tl.program_id(0) // (GROUP * right)
-    within = tl.program_id(0) % (GROUP * right)
+    group = index // (GROUP * right)
+    within = index % (GROUP * right)
     height = tl.minimum(down - group * GROUP, GROUP)
     return group * GROUP + within % height, within // height
 
@@ -55,7 +55,7 @@ def product_kernel(
     STEP: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """out = t [rows, depth] matrix [depth, columns], activated or masked; along, across: the strides of the matrix."""
-    tile_row, tile_column = tile_of(rows, columns, TALL, WIDE, GROUP)
+    tile_row, tile_column = tile_of(tl.program_id(0), rows, columns, TALL, WIDE, GROUP)
     row = tile_row * TALL + tl.arange(0, TALL)
     column = tile_column * WIDE + tl.arange(0, WIDE)
     k = tl.arange(0, STEP)

@@ -58,6 +58,8 @@ class Machine:
             return double.view(np.float64).astype(np.float32).view(np.uint32) if bits == 32 else double
         if name in self.kernel.shared:
             return np.full(self.count, self.kernel.shared[name], UINT[bits])
+        if name in self.parameters:
+            return np.full(self.count, self.parameter_place(name), UINT[bits])
         if name == "WARP_SZ":
             return np.full(self.count, 32, UINT[bits])
         try:
@@ -67,6 +69,10 @@ class Machine:
         if kind == "pred":
             return np.full(self.count, bool(number))
         return np.full(self.count, number & (2**bits - 1), UINT[bits])
+
+    def parameter_place(self, name: str) -> int:
+        """The address of a parameter: every one has eight bytes in a space of their own."""
+        return 8 * list(self.parameters).index(name)
 
     def put(self, name: str, value: Array, active: Array) -> None:
         """Write a register of the active threads. No array is ever changed in place, so registers may share one."""

@@ -1,6 +1,5 @@
 """Instructions that move values: between registers, from parameters, and to and from memory."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +52,7 @@ class Moves(Memory):
     def i_ld(self, x: Instruction, active: Array) -> None:
         target, source = x.args
         if "param" in x.modifiers:
-            self.put(target, self._parameter(source, x.kind), active)
+            self.put(target, self._parameter(source, active, x), active)
             return
         targets = as_list(target)
         size = width(x.kind) // 8
@@ -62,10 +61,12 @@ class Moves(Memory):
             part = np.ascontiguousarray(raw[:, i * size : (i + 1) * size])
             self.put(name, part.view(dtype(x.kind))[:, 0], active)
 
-    def _parameter(self, source: str, kind: str) -> Array:
-        name = re.match(r"\[\s*([\w$]+)", source)[1]
-        value = np.full(self.count, self.parameters[name])
-        return value.view(dtype(kind)) if width(kind) == value.itemsize * 8 else value.astype(UINT[width(kind)])
+    def _parameter(self, source: str, active: Array, x: Instruction) -> Array:
+        every = np.array([int(value) for value in self.parameters.values()], np.uint64)
+        places = np.where(active, self.address(source), np.uint64(0))
+        if (places % np.uint64(8)).any() or (places >= np.uint64(8 * len(every))).any():
+            raise PtxError("not emulated: a part of a parameter: " + x.text)
+        return every[places // np.uint64(8)].astype(UINT[width(x.kind)]).view(dtype(x.kind))
 
     def i_st(self, x: Instruction, active: Array) -> None:
         target, source = x.args

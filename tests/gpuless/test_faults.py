@@ -88,24 +88,23 @@ FAULTS = {
         "mlp_attribute", "perceptron", "mask=(row[:, None] < valid) & (k[None, :] < DEPTH), other=0",
         "mask=(row[:, None] < valid) & (k[None, :] < DEPTH + 1), other=0",
     ),
-    "rows that are not there in a weight gradient": Fault(
-        "mlp_attribute_backward", "mlp_attribute_backward", "mask=(row[None, :] < valid) & (n[:, None] < N)",
-        "mask=(n[:, None] < N)",
+    "rows that are not there in a tangent": Fault(
+        "mlp_attribute_backward", "mlp_attribute_backward", "keep = (row[:, None] < valid) & (column[None, :] < COUNT)",
+        "keep = column[None, :] < COUNT",
     ),
-    "a chain that overwrites the other": Fault(
-        "mlp_attribute_backward", "mlp_attribute_backward", "mask=keep & begun", "mask=keep & (begun & (N < 0))"
+    "a tangent that reads the layer before its own": Fault(
+        "mlp_attribute_backward", "mlp_attribute_backward", "in_ptr = tangents_ptr + COLUMNS[l - 1]",
+        "in_ptr = tangents_ptr + COLUMNS[l - 1] * 0",
+    ),
+    "a pair of another layer": Fault(
+        "mlp_attribute_backward", "weight_gradients", "tile >= TILES[l], things[l]", "tile > TILES[l], things[l]"
+    ),
+    "a weight gradient of all layers that does not start at zero": Fault(
+        "mlp_attribute_backward", "weight_gradients", "tl.zeros((TALL, WIDE), dtype=tl.float32)",
+        "tl.full((TALL, WIDE), 1.0, dtype=tl.float32)",
     ),
     "a rank that is off by one": Fault("gini", "gini", "rank = below + (upto - n)", "rank = below + (upto - n) + 1"),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _tf32():
-    """The kernels of whole perceptrons take no exact float32; the numbers here are as exact in TF32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    yield
-    torch.set_float32_matmul_precision(before)
 
 
 @pytest.fixture
@@ -144,7 +143,8 @@ def _backward():
     weights, slopes = _network()
     x, u = _whole(19, 20), _whole(19, 3)
     _, _, bits, h, g = reference.mlp_attribute(x, weights, slopes, u, [1], [0, 1])
-    return x, _whole(19, 20), None, None, u, weights, slopes, bits, [*g[1:], u], [x, *h], [1, 2]
+    ends = True, True
+    return x, _whole(19, 20), None, None, u, weights, slopes, bits, [*g[1:], u], [x, *h], [1, 2], *ends
 
 
 WINDOWS = ((3, 3), (2, 2), (1, 1), (1, 1))
