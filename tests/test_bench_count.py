@@ -16,11 +16,11 @@ from triton.runtime import JITFunction  # noqa: E402 - needs Triton
 from triton.runtime.driver import driver  # noqa: E402
 
 import xattr_cuda as xa  # noqa: E402
-from xattr_cuda.bench import count, report  # noqa: E402
+from xattr_cuda.bench import count, report, run  # noqa: E402
 from xattr_cuda.bench.cases import STEPS, Case, perceptron  # noqa: E402
 from xattr_cuda.bench.contestants import double_backward, network, sweeps  # noqa: E402
 from xattr_cuda.bench.launches import record, recorder  # noqa: E402
-from xattr_cuda.bench.measure import Measurement  # noqa: E402
+from xattr_cuda.bench.measure import Measurement, Result  # noqa: E402
 from xattr_cuda.bench.on_gpu import BY_LAYER, DTYPES, on_gpu  # noqa: E402
 from xattr_cuda.bench.problem import pose  # noqa: E402
 from xattr_cuda.bench.traffic import layers_of, least_bytes  # noqa: E402
@@ -56,11 +56,12 @@ def test_a_perceptron_that_is_swept_whole_takes_at_most_4_launches(name, dtype):
     assert found.whole == served(STEPS[name], dtype)
     if found.whole:
         assert found.network["attribute"].launches <= 4
-        assert found.over_least("attribute") < 1  # activations never leave the chip
+        assert found.network["attribute"].bytes < found.network["double backward"].bytes
 
 
 def test_a_narrow_perceptron_is_swept_whole_by_three_kernels():
     assert counted("narrow", "bf16").whole
+    assert counted("narrow", "bf16").over_least("attribute") < 1  # activations never leave the chip
     names = of_sweeps(STEPS["narrow"])
     kernels = [name for name in names if name.endswith("_kernel")]
     assert kernels == ["mlp_attribute_kernel", "mlp_attribute_backward_kernel", "add_partials_kernel"]
@@ -160,6 +161,16 @@ def test_a_launcher_that_fails_is_no_count(monkeypatch):
     ):
         record(network(sweeps)(on_meta(NARROW)))
     assert not gpu.failures
+
+
+def test_without_kernels_nothing_is_counted_and_the_reason_is_said(monkeypatch):
+    monkeypatch.setattr(gpu, "missing", lambda: "Triton is not installed")
+    with pytest.raises(RuntimeError, match="Triton is not installed"):
+        record(network(sweeps)(on_meta(NARROW)))
+    m = Measurement(TINY, 1, {"plain": Result()})
+    run.add_counts(m, TINY, lambda *_: None)
+    assert m.on_gpu == []
+    assert m.remarks == ["tiny: what a GPU would do is not counted: Triton is not installed"]
 
 
 def test_nothing_is_left_behind():
