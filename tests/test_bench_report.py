@@ -1,5 +1,6 @@
 """Reports of the benchmark: tables, marked blocks of a file, charts, JSON and the command."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -12,10 +13,19 @@ from test_cli import PNG, assert_ctrl_c_is_one_line_and_130, assert_one_line_err
 from xattr_cuda.bench import charts, markers, measure, overhead, report, scaling
 from xattr_cuda.bench.cases import GINI, GROUPS, STEPS
 from xattr_cuda.bench.contestants import CONTESTANTS, Contestant, double_backward_loss, eager
+from xattr_cuda.bench.count import Count
+from xattr_cuda.bench.on_gpu import BY_LAYER, RESULTS, OnGpu
 from xattr_cuda.cli import main
 from xattr_cuda.training.errors import UserError
 
 TEXT = "# Title\n\n<!-- bench:a -->\n\nold\n\n<!-- /bench:a -->\nbetween\n<!-- bench:b-2 -->\n<!-- /bench:b-2 -->\nend"
+
+
+def invented():
+    """Counts for a GPU: contestant k launches k + 1 kernels and moves as many hundred bytes."""
+    names = (*RESULTS, BY_LAYER)
+    network, step = ({name: Count(50, 100 * k, k * part) for k, name in enumerate(names, 1)} for part in (1, 2))
+    return [OnGpu("bf16", True, network, step, least=200, library=400, flops=25)]
 
 
 def made_up(cases=STEPS, contestants=CONTESTANTS, more=True):
@@ -29,7 +39,7 @@ def made_up(cases=STEPS, contestants=CONTESTANTS, more=True):
             if more:
                 keys = ("flops ratio", "bytes ratio", "peak ratio", "resident ratio")
                 result.more = {"flops": 10.0, "launches": 100.0 + k, **dict.fromkeys(keys, k + 10.5)}
-        found.append(measure.Measurement(case, 5, results, floors))
+        found.append(measure.Measurement(case, 5, results, floors, on_gpu=invented() if more else []))
     return found
 
 
@@ -101,6 +111,8 @@ def test_only_what_was_measured_whole_is_renewed():
     assert "| 118-512-128-32-1 | 100 | 2.00x | 3.00x |" in everything["perceptrons"]
     assert "Peak of allocated memory:" in everything["convolutional"]
     assert "| image-10 | 12.50x (2.10x) | 13.50x (1.50x) |" in everything["operations"]
+    row = "| paper | bf16 | whole | 3/6 | 2/4 | 0.0003000 | 1.50x | 2.00x | 1.00x | 1.00x | 2.00x |"
+    assert row in everything["launches"]
     assert "| 150528 | 2.00x | 3.00x |" in everything["gini"]
     assert "take 10 us" in " ".join(everything["overhead"].split())
     assert "operations" not in report.readme_blocks(made_up(more=False), [])
@@ -157,6 +169,11 @@ def test_the_command_reports_and_keeps_its_figures(tmp_path):
     assert content["machine"]["threads"] == 1
     assert content["cases"]["paper"]["results"]["attribute"]["flops ratio"] == pytest.approx(1.58, abs=0.01)
     assert (tmp_path / "o" / "bench.md").read_text().startswith("# Benchmark\n")
+    if importlib.util.find_spec("triton") is None:
+        assert "paper: what a GPU would do is not counted: Triton is not installed" in process.stdout
+    else:
+        assert "A step on a GPU, counted without one" in process.stdout
+        assert set(content["cases"]["paper"]["on a GPU"]) == {"fp32", "bf16"}
     assert (tmp_path / "o" / "bench.png").read_bytes().startswith(PNG)
 
 

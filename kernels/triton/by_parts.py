@@ -29,10 +29,15 @@ def matmul_mask(t: Tensor, matrix: Tensor, bits: Tensor | None = None, slope: Te
 
 def dual_weight_grad(delta: Tensor, h: Tensor, g: Tensor | None = None, v: Tensor | None = None) -> Tensor:
     """delta.T @ h + g.T @ v. Shapes and meaning: the reference's."""
-    gradient = as_rows(delta).T @ as_rows(h)
+    delta, h = as_rows(delta), as_rows(h)
     if g is None or v is None:
-        return gradient
-    own = as_rows(g).T, as_rows(v)
+        return delta.T @ h
+    g, v = as_rows(g), as_rows(v)
+    rows, n, k = len(delta) + len(g), delta.shape[1], h.shape[1]
+    if n * k > rows * (n + k):
+        # Few samples and a large weight: to write the gradient again would cost more than to lay the chains end to end.
+        return torch.cat([delta, g]).T @ torch.cat([h, v])
+    gradient, own = delta.T @ h, (g.T, v)
     # A sum of its own is more exact; in a dtype that rounds more than sums do, one from what is there is as good.
     return gradient.add_(own[0] @ own[1]) if h.dtype == torch.float32 else gradient.addmm_(*own)
 

@@ -26,6 +26,20 @@ def test_the_parts_are_within_twice_the_error_of_pytorch(op, dtype):
         assert_as_good_as(found, DEFINITIONS[op], sample.args, f"{op} {sample.name}")
 
 
+@pytest.mark.parametrize("rows", [8, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_two_chains_of_few_samples_are_one_product(rows, dtype, monkeypatch):
+    args = [torch.randn(8, 40, dtype=dtype), torch.randn(8, 50, dtype=dtype)]
+    args += [torch.randn(rows, 40, dtype=dtype), torch.randn(rows, 50, dtype=dtype)]
+    found = by_parts.dual_weight_grad(*args)
+    assert_as_good_as(found, DEFINITIONS["dual_weight_grad"], tuple(args), "few samples")
+    joined = []
+    monkeypatch.setattr(torch, "cat", lambda tensors: joined.append(1) or torch.concatenate(tensors))
+    by_parts.dual_weight_grad(*args)
+    by_parts.dual_weight_grad(*(t.repeat(2, 1) for t in args))  # more samples, written twice
+    assert len(joined) == 2
+
+
 @by_op
 @pytest.mark.parametrize(("side", "dtype", "whole"), [(64, torch.bfloat16, True), (64, torch.float32, False)])
 def test_small_products_of_two_bytes_run_whole_and_those_of_float32_never(op, side, dtype, whole):

@@ -56,7 +56,8 @@ class Case:
         """(model, inputs [B, *sample], labels int64 [B]), drawn from PyTorch's generator."""
         model = self.build(dtype)
         for parameter in model.parameters():
-            if not parameter.any():  # Fixup starts some at zero, where every product would be one of zeros
+            # Fixup starts some at zero, where every product would be one of zeros.
+            if not parameter.is_meta and not parameter.any():
                 nn.init.normal_(parameter, std=0.01)
         x = torch.randn(batch or self.batch, *self.sample, dtype=dtype)
         if self.channels_last:

@@ -37,11 +37,22 @@ def plain_loss(p: Problem) -> Tensor:
     return p.criterion(p.model(p.x), p.truth)
 
 
-def double_backward_loss(p: Problem) -> Tensor:
-    """Input x gradient of the target's output by autograd, kept in the graph for a second backward pass: []."""
+def double_backward(p: Problem) -> tuple[Tensor, Tensor]:
+    """(output, input x gradient of the target's output), by autograd, its graph kept for a second backward pass."""
     output = p.model(p.leaf.clone())  # a copy: networks that write in place may not write into a leaf
     (gradient,) = torch.autograd.grad(p.pick(output), p.leaf, create_graph=True)
-    return p.penalised(p.criterion(output, p.truth), p.x * gradient)
+    return output, p.x * gradient
+
+
+def sweeps(p: Problem) -> tuple[Tensor, Tensor]:
+    """(output, attribution of the target's output), by sweeps."""
+    return attribute(p.model, p.x, p.target)
+
+
+def double_backward_loss(p: Problem) -> Tensor:
+    """The attribution of the target's output by double backward: []."""
+    output, attribution = double_backward(p)
+    return p.penalised(p.criterion(output, p.truth), attribution)
 
 
 def double_backward_of_the_loss(p: Problem) -> Tensor:
@@ -66,7 +77,7 @@ def functional_loss(p: Problem) -> Tensor:
 
 def attribute_sweep_loss(p: Problem) -> Tensor:
     """The attribution of the target's output by sweeps: []."""
-    output, attribution = attribute(p.model, p.x, p.target)
+    output, attribution = sweeps(p)
     return p.penalised(p.criterion(output, p.truth), attribution)
 
 
@@ -104,6 +115,24 @@ def eager(loss: Loss) -> Callable[[Problem], Step]:
             p.model.zero_grad(set_to_none=True)
             p.leaf.grad = None
             loss(p).backward()
+
+        return step
+
+    return make
+
+
+def network(results: Callable[[Problem], tuple[Tensor, ...]]) -> Callable[[Problem], Step]:
+    """A step of the network alone: its results, and the backward pass from gradients in them that are there already.
+
+    What is left out is the criterion, the prior and their derivatives.
+    """
+
+    def make(p: Problem) -> Step:
+        def step() -> None:
+            p.model.zero_grad(set_to_none=True)
+            p.leaf.grad = None
+            found = results(p)
+            torch.autograd.backward(found, [torch.empty_like(t) for t in found])
 
         return step
 

@@ -87,6 +87,7 @@ WITHOUT_PRODUCTS = (
     "gini",
 )
 
+OVERWRITES = ("copy_", "fill_", "zero_")
 ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "_efficientzerotensor")
 
 
@@ -108,7 +109,7 @@ def _touched(t: Tensor) -> int:
     return t.element_size() * prod(n for n, stride in zip(t.shape, t.stride(), strict=True) if stride or not n)
 
 
-def _tensors(values: Any) -> list[Tensor]:
+def tensors_of(values: Any) -> list[Tensor]:
     """The tensors among the values, each once."""
     return list({id(t): t for t in tree_leaves(values) if isinstance(t, Tensor)}.values())
 
@@ -124,7 +125,8 @@ def _is_view(func: Any, given: list[Tensor], made: list[Tensor]) -> bool:
 class Counter(TorchDispatchMode):
     """Counts every operator that runs below it into `count`. Compiled steps run none that it can see.
 
-    A written argument counts as read too unless it is an `out=`. FLOPs are those of PyTorch's own flop counter.
+    A written argument counts as read too unless it is an `out=` or overwritten. FLOPs are those of PyTorch's own flop
+    counter.
     """
 
     def __init__(self, formulas: Mapping[str, Formula] = FORMULAS) -> None:
@@ -139,20 +141,34 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        self.note(func, args, kwargs, result)
+        return result
+
+    def note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Count an operator that has run."""
         outs = {a.name for a in func._schema.arguments if a.is_out}
-        given, made = _tensors((args, {k: v for k, v in kwargs.items() if k not in outs})), _tensors(result)
         name = func._schema.name.rpartition("::")[2]
+        read = args[1:] if name in OVERWRITES else args
+        given, made = tensors_of((read, {k: v for k, v in kwargs.items() if k not in outs})), tensors_of(result)
         if name in ALLOCATIONS or name in ("detach", "alias") or _is_view(func, given, made):
-            return result
+            return
+        self.launch(name, [*given, *made])
+        self.add_flops(func, args, kwargs, result)
+
+    def launch(self, name: str, touched: Sequence[Tensor]) -> None:
+        """Count one launch, of the operator or the kernel `name`, that reads or writes these tensors."""
         self.count.launches += 1
-        self.count.bytes += sum(map(_touched, given)) + sum(map(_touched, made))
+        self.count.bytes += sum(map(_touched, touched))
+
+    def add_flops(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Count the products of an operator."""
+        name = func._schema.name.rpartition("::")[2]
         formula = self.formulas.get(func._overloadpacket)
         if formula is None and func.namespace == NAMESPACE and name not in WITHOUT_PRODUCTS:
             self.count.unknown.add(name)
         if formula is not None:
             registered = func._overloadpacket in flop_registry
             self.count.flops += formula(*args, **kwargs, out_val=result) if registered else formula(*args, **kwargs)
-        return result
 
 
 def count(step: Step) -> Count:
@@ -186,15 +202,24 @@ def perceptron_flops(widths: tuple[int, ...], batch: int) -> list[int]:
     return [2 * batch * k * n for k, n in pairwise(widths)]
 
 
-def floor(layers: list[int], chains: int) -> float:
-    """FLOPs of a step with a prior over those of a plain one, in one chain or two, from the FLOPs of the layers.
+def plain_flops(layers: list[int]) -> int:
+    """FLOPs of a plain step from those of the layers: no cotangent of the first layer's input is needed."""
+    return 3 * sum(layers) - layers[0]
+
+
+def least_flops(layers: list[int], chains: int) -> int:
+    """FLOPs of a step with a prior in one chain or two, from the FLOPs of the layers.
 
     Design section 2: forward, attribution, tangent and weight gradient; two chains add the cotangent sweep and a second
-    weight gradient. The plain step has no cotangent of the first layer's input, and no step a tangent of the output.
+    weight gradient. No step needs a cotangent of the first layer's input, or a tangent of the output.
     """
     total, first, last = sum(layers), layers[0], layers[-1]
-    plain = 3 * total - first
-    return (4 * total - last if chains == 1 else 6 * total - first - last) / plain
+    return 4 * total - last if chains == 1 else 6 * total - first - last
+
+
+def floor(layers: list[int], chains: int) -> float:
+    """The least FLOPs of a step with a prior over those of a plain one."""
+    return least_flops(layers, chains) / plain_flops(layers)
 
 
 def add_counts(p: Problem, steps: Mapping[str, Step]) -> dict[str, dict[str, float]]:

@@ -12,6 +12,7 @@ from .cases import Case, GiniCase
 from .check import check_as_timed, check_exactly
 from .contestants import Contestant, Step, selected
 from .gini import gini_steps
+from .on_gpu import OnGpu
 from .problem import Problem, pose
 
 Tell = Callable[[str, int, int], object]
@@ -68,6 +69,7 @@ class Measurement:
     results: dict[str, Result]
     floors: dict[str, float] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    on_gpu: list[OnGpu] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers and words."""
@@ -79,6 +81,7 @@ class Measurement:
             "rounds": self.rounds,
             "floors": self.floors,
             "remarks": self.remarks,
+            "on a GPU": {one.dtype: one.to_json() for one in self.on_gpu},
             "results": results,
         }
 

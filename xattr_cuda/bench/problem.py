@@ -55,8 +55,11 @@ class Problem:
 def pose(
     case: Case, dtype: torch.dtype = torch.float32, batch: int | None = None, seed: int = 0, device: str = "cpu"
 ) -> Problem:
-    """The problem of a case, drawn from a seed, the same on every device; batch None is the case's own."""
-    with torch.random.fork_rng(devices=[]):
+    """The problem of a case, drawn from a seed, the same on every device; batch None is the case's own.
+
+    On the device `meta` it has shapes alone, and takes no time and no memory.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if device == "meta" else "cpu"):
         torch.manual_seed(seed)
         model, x, labels = case.draw(dtype, batch)
     model, x, labels = model.to(device), x.to(device), labels.to(device)

@@ -13,10 +13,11 @@ from .. import ops
 from .._version import __version__
 from .cases import GROUPS, Case, GiniCase
 from .measure import Measurement, Result
+from .on_gpu import BY_LAYER, OnGpu
 from .overhead import words as words_of_overhead
 from .scaling import Point, to_json
 
-BLOCKS = ("machine", "perceptrons", "convolutional", "operations", "gini", "overhead", "charts")
+BLOCKS = ("machine", "perceptrons", "convolutional", "operations", "launches", "gini", "overhead", "charts")
 CHARTS = {"steps.png": "Time of a training step over the plain step", "scaling.png": "Time of a step as networks grow"}
 
 
@@ -178,6 +179,50 @@ def operations(measured: Sequence[Measurement]) -> str:
     return markdown_table(heads, rows)
 
 
+_ON_GPU = (  # the heads of what is counted for a GPU, two lines each
+    *("\ncase", "\ntype", "\nsweeps", "\nlaunches", "eager\nlaunches", "\nMB"),
+    *("over\nfloor", "by\nlayer", "with\nlib.", "\neager", "\nFLOPs"),
+)
+ON_GPU_WORDS = (
+    "launches: of the network / of the whole step, with criterion and prior. MB: moved by the network; over floor: "
+    "over the least layer by layer; by layer: likewise with every layer on the package's own kernels; with lib.: that "
+    "over the least of convolutions out of which nothing else comes; eager: double backward. FLOPs: over the least."
+)
+
+
+def _on_gpu_rows(measured: Sequence[Measurement]) -> list[list[str]]:
+    """A row a case and dtype, of what was counted for a GPU."""
+
+    def row(name: str, one: OnGpu) -> list[str]:
+        launches = [f"{one.network[w].launches}/{one.step[w].launches}" for w in ("attribute", "double backward")]
+        ratios: list[float | None] = [one.over_least("attribute"), one.over_least(BY_LAYER), one.over_library(BY_LAYER)]
+        ratios += [one.over_least("double backward"), one.over_flops("attribute")]
+        moved = f"{one.network['attribute'].bytes / 1e6:#.4g}"
+        return [name, one.dtype, "whole" if one.whole else "layers", *launches, moved, *map(times, ratios)]
+
+    return [row(m.case.name, one) for m in measured for one in m.on_gpu]
+
+
+def on_gpu_table(measured: Sequence[Measurement]) -> Table:
+    """What was counted for a GPU, in at most 80 columns."""
+    title = "A step on a GPU, counted without one"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    for i, head in enumerate(_ON_GPU):
+        table.add_column(head, justify="left" if i < 3 else "right", no_wrap=True)
+    for row in _on_gpu_rows(measured):
+        table.add_row(*row)
+    return table
+
+
+def on_gpu_markdown(measured: Sequence[Measurement]) -> str:
+    """The same in Markdown."""
+    heads = [
+        *("case", "dtype", "sweeps", "launches", "of double backward", "MB", "over floor", "by layer"),
+        *("by layer, of a library's", "double backward", "FLOPs"),
+    ]
+    return markdown_table(heads, _on_gpu_rows(measured))
+
+
 def gini_table(measured: Sequence[Measurement]) -> str:
     """The Gini coefficient with its gradient over one sort."""
     rows = []
@@ -206,6 +251,8 @@ def readme_blocks(
         steps = _steps(measured)
         if all("flops" in m.results["plain"].more for m in steps):
             found["operations"] = operations(steps)
+        if all(m.on_gpu for m in steps):
+            found["launches"] = on_gpu_markdown(steps)
         if all(name in by_name for name in GROUPS["gini"]):
             found["gini"] = gini_table([by_name[name] for name in GROUPS["gini"]])
         if overhead is not None:
@@ -223,6 +270,8 @@ def markdown(measured: Sequence[Measurement]) -> str:
         parts += ["## Steps", tables(steps)]
         if any("flops" in m.results["plain"].more for m in steps):
             parts += ["## Operations", operations(steps)]
+        if any(m.on_gpu for m in steps):
+            parts += ["## A step on a GPU, counted without one", on_gpu_markdown(steps), ON_GPU_WORDS]
     if gini:
         parts += ["## Gini coefficient", gini_table(gini)]
     return "\n\n".join(parts) + "\n"

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from ..ops import gpu
 from ..training.errors import UserError
-from . import count, memory
+from . import count, memory, on_gpu
 from .cases import Case, GiniCase
 from .check import few_words
 from .contestants import CONTESTANTS
@@ -52,7 +53,7 @@ def _timed(m: Measurement) -> list[str]:
 
 
 def add_counts(m: Measurement, case: Case, tell: Tell) -> None:
-    """FLOPs, bytes and launches of every contestant that was timed, and the floors of the case."""
+    """FLOPs, bytes and launches of every contestant that was timed, here and on a GPU, and the floors of the case."""
     tell(f"{case.name}: counting", 0, 1)
     p = pose(case)
     for name, counts in count.add_counts(p, {name: CONTESTANTS[name].make(p) for name in _timed(m)}).items():
@@ -61,6 +62,10 @@ def add_counts(m: Measurement, case: Case, tell: Tell) -> None:
             m.remarks.append(f"{case.name}, {name}: FLOPs not counted: an operator has no formula in bench/count.py")
     layers = count.layer_flops(p)
     m.floors = {"one chain": count.floor(layers, 1), "two chains": count.floor(layers, 2)}
+    if reason := gpu.missing():
+        m.remarks.append(f"{case.name}: what a GPU would do is not counted: {reason}")
+    else:
+        m.on_gpu = on_gpu.counted(case)
 
 
 def add_memory(m: Measurement, case: Case, threads: int, tell: Tell) -> None:

@@ -28,7 +28,7 @@ def bench(
     sampled: Annotated[bool, typer.Option("--sampled", help="Time EG and IG priors too.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="All contestants: --compile and --sampled.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Peaks of allocated and of resident memory.")] = False,
-    count: Annotated[bool, typer.Option("--count", help="FLOPs beside their floor, bytes, launches.")] = False,
+    count: Annotated[bool, typer.Option("--count", help="FLOPs, bytes, launches; also as on a GPU.")] = False,
     scaling: Annotated[bool, typer.Option("--scaling", help="Growth with batch, width, depth, classes.")] = False,
     overhead: Annotated[bool, typer.Option("--overhead", help="What a step costs beside its kernels.")] = False,
     rounds: Annotated[
@@ -156,6 +156,9 @@ def _show(console: Console, measured: "list[Measurement]") -> None:
             "ops: operators that compute or copy.",
             highlight=False,
         )
+    if any(m.on_gpu for m in measured):
+        console.print(report.on_gpu_table(measured))
+        console.print(escape(report.ON_GPU_WORDS), highlight=False)
 
 
 def _show_points(console: Console, points: "list[Point]") -> None:

@@ -97,7 +97,8 @@ def has_perceptron_kernels(weights: Sequence[Tensor]) -> bool:
     device = weights[0].device.type
     if device == "cpu" and _active in ("auto", "cpu"):
         return extension is not None
-    on_triton = device == "cuda" if _active == "auto" else _active == "triton"
+    # Tensors without values go the way of a GPU's, so that what it would do can be recorded.
+    on_triton = device in ("cuda", "meta") if _active == "auto" else _active == "triton"
     return on_triton and gpu.serves_perceptron(weights)
 
 

@@ -57,6 +57,11 @@ def unavailable() -> str:
             return f"torch {torch.__version__} sees no GPU"
         if reason := _too_old(torch.cuda.current_device()):
             return reason
+    return missing()
+
+
+def missing() -> str:
+    """Why there are no Triton kernels here, whether a GPU is or not; empty if there are."""
     return _kernels()[1]
 
 
