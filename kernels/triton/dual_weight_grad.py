@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import Config, architecture
+from .configs import Config
 from .precision import add_product, input_precision
-from .products import as_rows, choice, config_name, configurations, multiprocessors, tile_of
+from .products import as_rows, config_name, configuration, configurations, multiprocessors, tile_of
 from .variant import POINTERS, Variant
 
 REDUCED = 256  # elements that a program adds up
@@ -84,7 +84,8 @@ def dual_weight_grad(delta: Tensor, h: Tensor, g: Tensor | None = None, v: Tenso
     if out.numel() == 0 or max(rows, own_rows) == 0:
         return out.zero_()
     precision, processors = input_precision(h.dtype), multiprocessors(h.device)
-    config = choice(n, k, h.dtype, precision, architecture(h.device), processors)
+    sizes, what = (n, k, max(rows, own_rows)), "one-chain" if own is None else "two-chains"
+    config = configuration("dual_weight_grad", h.device, h.dtype, precision, sizes, what)
     tiles = triton.cdiv(n, config.blocks["TALL"]) * triton.cdiv(k, config.blocks["WIDE"])
     splits = max(1, min(processors // tiles, triton.cdiv(max(rows, own_rows), SHORTEST_SPLIT)))
     step = config.blocks["STEP"]

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import architecture, by_config, configs
+from .tuned import chosen
 from .variant import POINTERS, Variant
 
 PARTIALS = 512  # sums that the first launch leaves at most
@@ -100,7 +101,7 @@ def gini(a: Tensor) -> Any:
     value, gradient = a.new_empty(()), a.new_empty(n)
     if n == 0:
         return value.zero_(), gradient
-    config = configs("gini", architecture(a.device))[0]
+    config = chosen("gini", "gini", a.device, a.dtype, (n,), configs("gini", architecture(a.device))[0])
     block = config.blocks["BLOCK"]
     blocks = triton.cdiv(n, block)
     programs = min(blocks, PARTIALS)

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import architecture, by_config, configs
+from .tuned import chosen
 from .variant import POINTERS, Variant
 
 
@@ -109,7 +110,8 @@ def input_times_gradient(x: Tensor, g: Tensor, scale: Tensor | None = None) -> t
         mean, l1, l2 = (torch.zeros(s, dtype=torch.float32, device=x.device) for s in (x.shape[1:], batch, batch))
         return a, mean, l1, l2
     mean, l1, l2 = (torch.empty(s, dtype=torch.float32, device=x.device) for s in (x.shape[1:], batch, batch))
-    config, sums = configs("attribution", architecture(x.device))
+    table, sums = configs("attribution", architecture(x.device))
+    config = chosen("attribution", "input_times_gradient", x.device, x.dtype, (batch, n), table)
     columns = min(config.blocks["COLUMNS"], triton.next_power_of_2(n))
     rows, steps = config.blocks["ELEMENTS"] // columns, config.blocks["STEPS"]
     chunks, blocks = triton.cdiv(batch, rows * steps), triton.cdiv(n, columns)

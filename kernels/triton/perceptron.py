@@ -21,6 +21,7 @@ from . import bits as packing
 from .configs import ARCHITECTURES, Config, architecture, by_config, configs
 from .precision import add_product, input_precision
 from .products import PRECISIONS
+from .tuned import chosen
 from .variant import DTYPES, POINTERS, Variant
 
 WIDEST, DEEPEST = 128, 8  # of the networks that one launch serves; others, measured faster so, go layer by layer
@@ -117,9 +118,9 @@ class Sizes(NamedTuple):
 
 
 @functools.lru_cache(1024)
-def sizes(widths: tuple[int, ...], dtype: torch.dtype, arch: str) -> Sizes:
-    """The choice for a network of these widths."""
-    config = configs("perceptron", arch)[0 if dtype.itemsize == 4 else 1]
+def sizes(widths: tuple[int, ...], dtype: torch.dtype, arch: str, config: Config | None = None) -> Sizes:
+    """The choice for a network of these widths; by default with the table's configuration."""
+    config = config or configs("perceptron", arch)[0 if dtype.itemsize == 4 else 1]
     blocks = tuple(min(config.blocks["BLOCK"], max(32, triton.next_power_of_2(n))) for n in widths)
     return Sizes(config, widths, blocks)
 
@@ -128,7 +129,10 @@ def sizes_for(weights: Sequence[Tensor]) -> Sizes:
     """The choice for these weights where they lie."""
     first = weights[0]
     widths = (first.shape[1], *(w.shape[0] for w in weights))
-    return sizes(widths, first.dtype, architecture(first.device))
+    arch = architecture(first.device)
+    table = sizes(widths, first.dtype, arch).config
+    config = chosen("perceptron", "perceptron", first.device, first.dtype, widths, table)
+    return sizes(widths, first.dtype, arch, config)
 
 
 def serves(weights: Sequence[Tensor]) -> bool:

@@ -17,10 +17,12 @@ from ..reference.bits import words
 from . import bits as packing
 from .configs import ARCHITECTURES, Config, architecture, by_config, configs
 from .precision import add_product, input_precision
+from .tuned import chosen
 from .variant import DTYPES, POINTERS, Variant
 
 LARGE_SIDE = 128  # of the large tiles
 ACTIVATE, MASK = 1, 2  # values of the constant EPILOGUE
+_OPERATORS = {ACTIVATE: "linear_relu_mask", MASK: "matmul_mask"}
 NO_SLOPE, ONE_SLOPE, SLOPES = 0, 1, 2  # values of the constant SLOPE: of shape None, [1] and [N]
 PRECISIONS = (("fp32", "ieee"), ("fp32", "tf32"), ("bf16", "ieee"), ("fp16", "ieee"))
 """(dtype, precision of its products)."""
@@ -101,6 +103,16 @@ def choice(rows: int, columns: int, dtype: torch.dtype, precision: str, arch: st
     return large if tiles >= processors else small
 
 
+def configuration(
+    operator: str, device: torch.device, dtype: torch.dtype, precision: str, sizes: tuple[int, int, int], what: str = ""
+) -> Config:
+    """The configuration of a product on a device. sizes: of the result, and what is summed over."""
+    exact = dtype == torch.float32 and precision == "ieee"
+    table = choice(*sizes[:2], dtype, precision, architecture(device), multiprocessors(device))
+    words = (precision if dtype == torch.float32 else "", what)
+    return chosen("exact product" if exact else "product", operator, device, dtype, sizes, table, *words)
+
+
 def multiply(t: Tensor, matrix: Tensor, bits: Tensor, slope: Tensor | None, epilogue: int) -> Tensor:
     """Run the product; its activation writes into `bits`. t: [..., K]; matrix: [K, N], any strides."""
     shape, rows, columns = (*t.shape[:-1], matrix.shape[1]), t.shape[:-1].numel(), matrix.shape[1]
@@ -109,7 +121,8 @@ def multiply(t: Tensor, matrix: Tensor, bits: Tensor, slope: Tensor | None, epil
         return out
     t = as_rows(t)
     precision = input_precision(t.dtype)
-    config = choice(rows, columns, t.dtype, precision, architecture(t.device), multiprocessors(t.device))
+    sizes, what = (rows, columns, t.shape[1]), "along" if matrix.stride(0) == 1 else "across"
+    config = configuration(_OPERATORS[epilogue], t.device, t.dtype, precision, sizes, what)
     blocks = config.blocks
     programs = triton.cdiv(rows, blocks["TALL"]) * triton.cdiv(columns, blocks["WIDE"])
     with torch.cuda.device_of(t):

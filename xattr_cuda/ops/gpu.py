@@ -50,6 +50,23 @@ def device() -> str:
     return "cpu" if executes_cpu_tensors() else "cuda"
 
 
+def current_device() -> torch.device:
+    """The device that Triton's kernels run on by default."""
+    return torch.device("cpu") if device() == "cpu" else torch.device("cuda", torch.cuda.current_device())
+
+
+def tuning() -> str:
+    """Where the configurations of the kernels come from on the current device, in words."""
+    if reason := unavailable():
+        return f"none: {reason}"
+    found = importlib.import_module("..kernels.triton.tuned", __package__).of_device(current_device())
+    if found.refused:
+        return f"none: {found.path} is refused: {found.refused}; `xattr-cuda bench --tune` writes it anew"
+    if not found.choices:
+        return "none: kernels take the package's configurations; `xattr-cuda bench --tune` tries others here"
+    return f"{len(found.choices)} configurations measured on this device, from {found.path}"
+
+
 def unavailable() -> str:
     """Why no Triton kernel can run here, and what to do about it; empty if they can."""
     if not executes_cpu_tensors():
