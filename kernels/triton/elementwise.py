@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..reference.bits import WORD_BITS, words
 from .configs import Config, architecture, by_config, configs
+from .launching import run
 from .tuned import chosen
 from .variant import DTYPES, POINTERS, Variant
 
@@ -75,18 +76,14 @@ def launch(kernel: Any, shape: torch.Size, slope: Tensor | None, *tensors: Tenso
     tile_words = config.blocks["WORDS"]
     tile_row = min(tile_words, triton.next_power_of_2(row_words))
     programs = triton.cdiv(rows, tile_words // tile_row) * triton.cdiv(row_words, tile_row)
-    with torch.cuda.device_of(first):
-        kernel[(programs,)](
-            *tensors,
-            None if slope is None else slope.contiguous(),
-            rows,
-            n,
-            row_words,
-            SLOPE=kind,
-            ROW=tile_row,
-            **config.blocks,
-            num_warps=config.num_warps,
-        )
+    run(
+        *(kernel, (programs,), first),
+        *(*tensors, None if slope is None else slope.contiguous(), rows, n, row_words),
+        SLOPE=kind,
+        ROW=tile_row,
+        **config.blocks,
+        num_warps=config.num_warps,
+    )
 
 
 def _config(dtype: torch.dtype, kind: int, n: int, arch: str) -> Config:

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import architecture, by_config, configs
+from .launching import run
 from .tuned import chosen
 from .variant import POINTERS, Variant
 
@@ -108,16 +109,19 @@ def gini(a: Tensor) -> Any:
     ordered, order = a.contiguous().sort()
     ranks = torch.empty(n, dtype=torch.int32, device=a.device)
     partial = torch.empty((2, programs), dtype=torch.float64, device=a.device)
-    with torch.cuda.device_of(a):
-        gini_ranks_kernel[(programs,)](
-            ordered, ranks, partial, n, n.bit_length(), BLOCK=block, num_warps=config.num_warps
-        )
-        gini_gradient_kernel[(blocks,)](
-            *(ranks, order, partial, value, gradient, n, programs),
-            PARTIALS=PARTIALS,
-            BLOCK=block,
-            num_warps=config.num_warps,
-        )
+    run(
+        *(gini_ranks_kernel, (programs,), a),
+        *(ordered, ranks, partial, n, n.bit_length()),
+        BLOCK=block,
+        num_warps=config.num_warps,
+    )
+    run(
+        *(gini_gradient_kernel, (blocks,), a),
+        *(ranks, order, partial, value, gradient, n, programs),
+        PARTIALS=PARTIALS,
+        BLOCK=block,
+        num_warps=config.num_warps,
+    )
     return value, gradient
 
 

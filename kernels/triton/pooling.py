@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import Config, architecture, by_config, configs
+from .launching import run
 from .tuned import chosen
 from .variant import DTYPES, POINTERS, Variant
 
@@ -115,22 +116,16 @@ def launch(
     width = min(_WIDEST, triton.next_power_of_2(inner))
     height = config.blocks["ELEMENTS"] // width
     missing = (1,) * (5 - over.dim())
-    with torch.cuda.device_of(over):
-        kernel[(triton.cdiv(rows, height) * triton.cdiv(inner, width),)](
-            *tensors,
-            rows,
-            inner,
-            *missing,
-            *size,
-            *missing,
-            *pooled,
-            **window.constants(),
-            ROWS=height,
-            INNER=width,
-            LAST=last,
-            LARGE=max(t.numel() for t in tensors) >= _LARGE,
-            num_warps=config.num_warps,
-        )
+    run(
+        *(kernel, (triton.cdiv(rows, height) * triton.cdiv(inner, width),), over),
+        *(*tensors, rows, inner, *missing, *size, *missing, *pooled),
+        **window.constants(),
+        ROWS=height,
+        INNER=width,
+        LAST=last,
+        LARGE=max(t.numel() for t in tensors) >= _LARGE,
+        num_warps=config.num_warps,
+    )
     return True
 
 

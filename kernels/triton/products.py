@@ -14,8 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.bits import words
-from . import bits as packing
+from .bits import pack, unpack
 from .configs import ARCHITECTURES, Config, architecture, by_config, configs
+from .launching import run
 from .precision import add_product, input_precision
 from .tuned import chosen
 from .variant import DTYPES, POINTERS, Variant
@@ -77,10 +78,10 @@ def product_kernel(
     has_word = (row[:, None] < rows) & (word[None, :] < row_words)
     if EPILOGUE == 1:
         positive = (total > 0) if SLOPE else ((total > 0) | (total != total))
-        tl.store(word_ptr, packing.pack(positive & there), mask=has_word)
+        tl.store(word_ptr, pack(positive & there), mask=has_word)
         total = tl.where(positive, total, scaled(total, slope_ptr, column, columns, SLOPE))
     else:
-        mask = packing.unpack(tl.load(word_ptr, mask=has_word, other=0))
+        mask = unpack(tl.load(word_ptr, mask=has_word, other=0))
         total = tl.where(mask, total, scaled(total, slope_ptr, column, columns, SLOPE))
     place = out_ptr + row.to(tl.int64)[:, None] * columns + column[None, :]
     tl.store(place, total.to(out_ptr.dtype.element_ty), mask=there)
@@ -125,17 +126,17 @@ def multiply(t: Tensor, matrix: Tensor, bits: Tensor, slope: Tensor | None, epil
     config = configuration(_OPERATORS[epilogue], t.device, t.dtype, precision, sizes, what)
     blocks = config.blocks
     programs = triton.cdiv(rows, blocks["TALL"]) * triton.cdiv(columns, blocks["WIDE"])
-    with torch.cuda.device_of(t):
-        product_kernel[(programs,)](
-            *(t, t.stride(0), matrix, *matrix.stride(), out, bits, None if slope is None else slope.contiguous()),
-            *(rows, t.shape[1], columns, words(columns)),
-            EPILOGUE=epilogue,
-            SLOPE=NO_SLOPE if slope is None else ONE_SLOPE if slope.numel() == 1 else SLOPES,
-            PRECISION=precision,
-            **blocks,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-        )
+    run(
+        *(product_kernel, (programs,), t),
+        *(t, t.stride(0), matrix, *matrix.stride(), out, bits, None if slope is None else slope.contiguous()),
+        *(rows, t.shape[1], columns, words(columns)),
+        EPILOGUE=epilogue,
+        SLOPE=NO_SLOPE if slope is None else ONE_SLOPE if slope.numel() == 1 else SLOPES,
+        PRECISION=precision,
+        **blocks,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
     return out
 
 
