@@ -32,17 +32,10 @@ def drawn(family):
         return kernels.input_times_gradient, (a, b)
     if family == "gini":
         return kernels.gini, (torch.rand(1500),)
-    if family == "perceptron":
-        weights = [torch.randn(40, 33).bfloat16(), torch.randn(3, 40).bfloat16()]
-        return kernels.mlp_attribute, (
-            torch.randn(70, 33).bfloat16(),
-            weights,
-            [0.0],
-            torch.ones(70, 3).bfloat16(),
-            [],
-            [],
-        )
-    dtype = torch.float32 if family == "exact product" else torch.bfloat16
+    dtype = torch.float32 if family.startswith("exact") else torch.bfloat16
+    if family.endswith("perceptron"):
+        x, weights, u = torch.randn(70, 33), [torch.randn(40, 33), torch.randn(3, 40)], torch.ones(70, 3)
+        return kernels.mlp_attribute, (x.to(dtype), [w.to(dtype) for w in weights], [0.0], u.to(dtype), [], [])
     return kernels.linear_relu_mask, (a.to(dtype), torch.randn(75, 96).to(dtype))
 
 

@@ -91,11 +91,12 @@ _TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
             _tiles(64, 64, 64, 4, 2),
         ),
     },
-    # Of fp32 multiplied as TF32, of two-byte values.
+    # Of exact fp32, of fp32 multiplied as TF32, of two-byte values.
     "perceptron": {
-        "": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(64, 64, 32, 8, 2)),
-        "90": (_row_tiles(64, 64, 32, 8, 2), _row_tiles(64, 64, 64, 8, 2)),
-        "gfx942": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(64, 64, 16, 8, 1)),
+        "": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(32, 32, 32, 4, 2), _row_tiles(64, 64, 32, 8, 2)),
+        "90": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(64, 64, 32, 8, 2), _row_tiles(64, 64, 64, 8, 2)),
+        "100": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(64, 64, 32, 8, 2), _row_tiles(64, 64, 32, 8, 2)),
+        "gfx942": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(64, 64, 16, 8, 2), _row_tiles(64, 64, 32, 8, 1)),
     },
 }
 
@@ -114,7 +115,8 @@ _ROWS: dict[str, tuple[str, slice]] = {
     "gini": ("gini", slice(None)),
     "exact product": ("product", slice(1)),  # of fp32, without tensor cores
     "product": ("product", slice(1, None)),
-    "perceptron": ("perceptron", slice(None)),
+    "exact perceptron": ("perceptron", slice(1)),
+    "perceptron": ("perceptron", slice(1, None)),
 }
 _NEIGHBOURS: dict[str, tuple[Config, ...]] = {
     # family: what else may be the fastest on some device
@@ -148,6 +150,11 @@ _NEIGHBOURS: dict[str, tuple[Config, ...]] = {
         _tiles(128, 64, 64, 4, 3),
         _tiles(128, 128, 64, 8, 3),
         _tiles(128, 256, 64, 8, 3),
+    ),
+    "exact perceptron": (
+        _row_tiles(32, 64, 16, 4, 2),
+        _row_tiles(32, 32, 16, 4, 2),
+        _row_tiles(64, 32, 16, 8, 2),
     ),
     "perceptron": (
         _row_tiles(32, 64, 32, 4, 2),

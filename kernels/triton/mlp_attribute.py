@@ -10,8 +10,9 @@ from torch import Tensor
 from . import layers, perceptron
 from .perceptron import activate, masked, product, store_mask, store_rows
 from .precision import input_precision
-from .products import multiprocessors
 from .variant import Variant
+
+LAUNCHED = 2**16  # rows of one launch, a bound on its scratch; a larger batch takes another
 
 
 @triton.jit
@@ -90,23 +91,25 @@ def attribute_rows(
 
 @triton.jit
 def mlp_attribute_kernel(
-    x_ptr, x_stride, u_ptr, u_stride, y_ptr, a_ptr, scratch_ptr, weights, bits, kept_h, kept_g, rows,
+    x_ptr, x_stride, u_ptr, u_stride, y_ptr, a_ptr, scratch_ptr, weights, bits, kept_h, kept_g, begin, rows,
     SLOPES: tl.constexpr, WIDTHS: tl.constexpr, BLOCKS: tl.constexpr, WIDEST: tl.constexpr, ROWS: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y and A of rows [rows, N_0], and what is kept, by layer; sizes as in `perceptron.Sizes`."""
+    """y and A of the rows `begin` .. `rows` of x [rows, N_0], and what is kept, by layer; a program takes ROWS of them.
+
+    Sizes as in `perceptron.Sizes`.
+    """
     scratch_ptr += tl.program_id(0).to(tl.int64) * 2 * ROWS * WIDEST
-    for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
-        first = tl.cast(tile, tl.int64) * ROWS
-        valid = rows - tile * ROWS
-        forward_rows(
-            x_ptr, x_stride, y_ptr, scratch_ptr, weights, bits, kept_h, first, valid,
-            SLOPES, WIDTHS, BLOCKS, WIDEST, ROWS, STEP, PRECISION,
-        )  # fmt: skip
-        attribute_rows(
-            x_ptr, x_stride, u_ptr, u_stride, a_ptr, scratch_ptr, weights, bits, kept_g, first, valid,
-            SLOPES, WIDTHS, BLOCKS, WIDEST, ROWS, STEP, PRECISION,
-        )  # fmt: skip
+    first = begin + tl.program_id(0).to(tl.int64) * ROWS
+    valid = (rows - first).to(tl.int32)
+    forward_rows(
+        x_ptr, x_stride, y_ptr, scratch_ptr, weights, bits, kept_h, first, valid,
+        SLOPES, WIDTHS, BLOCKS, WIDEST, ROWS, STEP, PRECISION,
+    )  # fmt: skip
+    attribute_rows(
+        x_ptr, x_stride, u_ptr, u_stride, a_ptr, scratch_ptr, weights, bits, kept_g, first, valid,
+        SLOPES, WIDTHS, BLOCKS, WIDEST, ROWS, STEP, PRECISION,
+    )  # fmt: skip
 
 
 def mlp_attribute(
@@ -129,20 +132,20 @@ def mlp_attribute(
     h, g = ([x.new_empty(batch, widths[k]) for k in keep] for keep in (keep_h, keep_g))
     if batch == 0:
         return y, a, bits, h, g
-    programs = min(triton.cdiv(batch, rows), 2 * multiprocessors(x.device))
+    scratch = x.new_empty(triton.cdiv(min(batch, LAUNCHED), rows), 2, rows, chosen.widest)
     with torch.cuda.device_of(x):
-        mlp_attribute_kernel[(programs,)](
-            *(x, x.stride(0), u, u.stride(0), y, a, x.new_empty(programs, 2, rows, chosen.widest), tuple(weights)),
-            (None, *bits, None),
-            perceptron.by_layer(keep_h, h, last),
-            perceptron.by_layer(keep_g, g, last),
-            batch,
-            **chosen.constants(perceptron.kernel_slopes(slopes)),
-            **chosen.config.blocks,
-            PRECISION=input_precision(x.dtype),
-            num_warps=chosen.config.num_warps,
-            num_stages=chosen.config.num_stages,
-        )
+        for begin in range(0, batch, LAUNCHED):
+            mlp_attribute_kernel[(triton.cdiv(min(batch - begin, LAUNCHED), rows),)](
+                *(x, x.stride(0), u, u.stride(0), y, a, scratch, tuple(weights), (None, *bits, None)),
+                perceptron.by_layer(keep_h, h, last),
+                perceptron.by_layer(keep_g, g, last),
+                *(begin, batch),
+                **chosen.constants(perceptron.kernel_slopes(slopes)),
+                **chosen.config.blocks,
+                PRECISION=input_precision(x.dtype),
+                num_warps=chosen.config.num_warps,
+                num_stages=chosen.config.num_stages,
+            )
     return y, a, bits, h, g
 
 
@@ -150,7 +153,7 @@ def _variants() -> Iterator[Variant]:
     """With one output as its users have it: cotangents kept, h and g_0 not."""
     for one in perceptron.compiled():
         values = dict.fromkeys(("x_ptr", "u_ptr", "y_ptr", "a_ptr", "scratch_ptr"), one.pointer)
-        numbers = dict.fromkeys(("x_stride", "u_stride", "rows"), "i32")
+        numbers = dict.fromkeys(("x_stride", "u_stride", "begin", "rows"), "i32")
         nothing = (None,) * (one.depth + 1)
         yield one.variant(mlp_attribute_kernel, {**values, **numbers, "kept_h": nothing, "kept_g": one.hidden}, {})
 

@@ -163,36 +163,38 @@ def own_chain(
 @triton.jit
 def mlp_attribute_backward_kernel(
     x_ptr, x_stride, a_ptr, a_stride, s_ptr, s_stride, c_ptr, c_stride, delta_ptr, delta_stride,
-    v_end_ptr, delta_end_ptr, scratch_ptr, partial_ptr, weights, bits, g, g_strides, h, h_strides, rows, span_rows,
-    SLOPES: tl.constexpr, WIDTHS: tl.constexpr, BLOCKS: tl.constexpr, PLACES: tl.constexpr, UP: tl.constexpr,
+    v_end_ptr, delta_end_ptr, scratch_ptr, partial_ptr, weights, bits, g, g_strides, h, h_strides, begin, rows,
+    span_rows, SLOPES: tl.constexpr, WIDTHS: tl.constexpr, BLOCKS: tl.constexpr, PLACES: tl.constexpr, UP: tl.constexpr,
     DOWN: tl.constexpr, WIDEST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The partial gradients of each program, [programs, PLACES[-1]], that of layer l from PLACES[l] on."""
+    """The partial gradients of each program, [programs, PLACES[-1]], that of layer l from PLACES[l] on.
+
+    A program takes a span of the rows `begin` .. `rows`, and adds to what it found in the launches before.
+    """
     scratch_ptr += tl.program_id(0).to(tl.int64) * 2 * span_rows * WIDEST
     partial_ptr += tl.program_id(0).to(tl.int64) * PLACES[len(PLACES) - 1]
-    for span in range(tl.program_id(0), tl.cdiv(rows, span_rows), tl.num_programs(0)):
-        first = tl.cast(span, tl.int64) * span_rows
-        valid = tl.minimum(span_rows, rows - span * span_rows)
-        begun = span > tl.program_id(0)
-        if delta_ptr is not None:
-            task_chain(
-                delta_ptr, delta_stride, delta_end_ptr, scratch_ptr, partial_ptr, weights, bits, h, h_strides, first,
-                valid, span_rows, begun, SLOPES, WIDTHS, BLOCKS, PLACES, DOWN, WIDEST, ROWS, BLOCK, STEP, PRECISION,
-            )  # fmt: skip
-            begun = tl.full((), True, tl.int1)
-        if x_ptr is not None:
-            start_tangents(
-                x_ptr + first * x_stride, x_stride, None if a_ptr is None else a_ptr + first * a_stride, a_stride,
-                None if s_ptr is None else s_ptr + first * s_stride, s_stride,
-                None if c_ptr is None else c_ptr + first * c_stride, c_stride,
-                scratch_ptr, WIDEST, valid, WIDTHS[0], ROWS, BLOCKS[0],
-            )  # fmt: skip
-            tl.debug_barrier()
-            own_chain(
-                v_end_ptr, scratch_ptr, partial_ptr, weights, bits, g, g_strides, first, valid, span_rows, begun,
-                SLOPES, WIDTHS, BLOCKS, PLACES, UP, WIDEST, ROWS, BLOCK, STEP, PRECISION,
-            )  # fmt: skip
+    first = begin + tl.program_id(0).to(tl.int64) * span_rows
+    valid = tl.minimum(span_rows, rows - first).to(tl.int32)
+    begun = begin > 0
+    if delta_ptr is not None:
+        task_chain(
+            delta_ptr, delta_stride, delta_end_ptr, scratch_ptr, partial_ptr, weights, bits, h, h_strides, first,
+            valid, span_rows, begun, SLOPES, WIDTHS, BLOCKS, PLACES, DOWN, WIDEST, ROWS, BLOCK, STEP, PRECISION,
+        )  # fmt: skip
+        begun = tl.full((), True, tl.int1)
+    if x_ptr is not None:
+        start_tangents(
+            x_ptr + first * x_stride, x_stride, None if a_ptr is None else a_ptr + first * a_stride, a_stride,
+            None if s_ptr is None else s_ptr + first * s_stride, s_stride,
+            None if c_ptr is None else c_ptr + first * c_stride, c_stride,
+            scratch_ptr, WIDEST, valid, WIDTHS[0], ROWS, BLOCKS[0],
+        )  # fmt: skip
+        tl.debug_barrier()
+        own_chain(
+            v_end_ptr, scratch_ptr, partial_ptr, weights, bits, g, g_strides, first, valid, span_rows, begun,
+            SLOPES, WIDTHS, BLOCKS, PLACES, UP, WIDEST, ROWS, BLOCK, STEP, PRECISION,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -273,23 +275,24 @@ def mlp_attribute_backward(
     lengths = [0 if t is None else t.numel() for t in gradients[1:]]
     places = (0, 0, *accumulate(lengths))
     partial = torch.empty(programs, places[-1], dtype=torch.float32, device=like.device)
+    scratch = like.new_empty(programs, 2, spans, chosen.widest)
     with torch.cuda.device_of(like):
-        mlp_attribute_backward_kernel[(programs,)](
-            *(*_matrix(x), *_matrix(a), *_column(s), *_column(c), *_matrix(delta)),
-            *(v_end, delta_end, like.new_empty(programs, 2, spans, chosen.widest), partial, tuple(weights)),
-            (None, *(mask.contiguous() for mask in bits), None),
-            *_matrices(trained, g, last),
-            *_matrices(trained, h, last),
-            *(batch, spans),
-            PLACES=places,
-            UP=last if output_tangent else max(trained, default=1) - 1,
-            DOWN=1 if input_cotangent else min(trained, default=last) + 1,
-            **chosen.constants(perceptron.kernel_slopes(slopes)),
-            **chosen.config.blocks,
-            PRECISION=input_precision(like.dtype),
-            num_warps=chosen.config.num_warps,
-            num_stages=chosen.config.num_stages,
-        )
+        for begin in range(0, batch, programs * spans):
+            mlp_attribute_backward_kernel[(min(triton.cdiv(batch - begin, spans), programs),)](
+                *(*_matrix(x), *_matrix(a), *_column(s), *_column(c), *_matrix(delta)),
+                *(v_end, delta_end, scratch, partial, tuple(weights), (None, *(m.contiguous() for m in bits), None)),
+                *_matrices(trained, g, last),
+                *_matrices(trained, h, last),
+                *(begin, batch, spans),
+                PLACES=places,
+                UP=last if output_tangent else max(trained, default=1) - 1,
+                DOWN=1 if input_cotangent else min(trained, default=last) + 1,
+                **chosen.constants(perceptron.kernel_slopes(slopes)),
+                **chosen.config.blocks,
+                PRECISION=input_precision(like.dtype),
+                num_warps=chosen.config.num_warps,
+                num_stages=chosen.config.num_stages,
+            )
         if trained:
             add_partials_kernel[(triton.cdiv(max(lengths), REDUCED),)](
                 partial, gradients, programs, PLACES=places, SIZE=REDUCED
@@ -306,7 +309,7 @@ def _variants() -> Iterator[Variant]:
         if not chains:
             absent |= dict.fromkeys(("delta_ptr", "delta_stride"))
         values = ("x_ptr", "a_ptr", "v_end_ptr", "delta_end_ptr", "scratch_ptr", *(("delta_ptr",) if chains else ()))
-        numbers = ("x_stride", "a_stride", "rows", "span_rows", *(("delta_stride",) if chains else ()))
+        numbers = ("x_stride", "a_stride", "begin", "rows", "span_rows", *(("delta_stride",) if chains else ()))
         layers = (None, *(one.pointer,) * depth)
         strides = (None, *("i32",) * depth)
         none = (None,) * (depth + 1)

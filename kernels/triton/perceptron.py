@@ -24,7 +24,8 @@ from .products import PRECISIONS
 from .tuned import chosen
 from .variant import DTYPES, POINTERS, Variant
 
-WIDEST, DEEPEST = 128, 8  # of the networks that one launch serves; others, measured faster so, go layer by layer
+WIDEST, DEEPEST = 512, 8  # of the networks that one launch serves; others go layer by layer
+WIDEST_FASTER = 128  # of those that are faster so, as measured on an H200
 LONGEST_SPAN = 512  # rows that a program takes at once; their values stay in the second-level cache for all programs
 FARTHEST = 2**31 // LONGEST_SPAN - WIDEST  # elements from row to row
 
@@ -118,9 +119,11 @@ class Sizes(NamedTuple):
 
 
 @functools.lru_cache(1024)
-def sizes(widths: tuple[int, ...], dtype: torch.dtype, arch: str, config: Config | None = None) -> Sizes:
+def sizes(
+    widths: tuple[int, ...], dtype: torch.dtype, precision: str, arch: str, config: Config | None = None
+) -> Sizes:
     """The choice for a network of these widths; by default with the table's configuration."""
-    config = config or configs("perceptron", arch)[0 if dtype.itemsize == 4 else 1]
+    config = config or configs("perceptron", arch)[2 if dtype.itemsize < 4 else 1 if precision == "tf32" else 0]
     blocks = tuple(min(config.blocks["BLOCK"], max(32, triton.next_power_of_2(n))) for n in widths)
     return Sizes(config, widths, blocks)
 
@@ -129,26 +132,26 @@ def sizes_for(weights: Sequence[Tensor]) -> Sizes:
     """The choice for these weights where they lie."""
     first = weights[0]
     widths = (first.shape[1], *(w.shape[0] for w in weights))
-    arch = architecture(first.device)
-    table = sizes(widths, first.dtype, arch).config
-    config = chosen("perceptron", "perceptron", first.device, first.dtype, widths, table)
-    return sizes(widths, first.dtype, arch, config)
+    network = (widths, first.dtype, input_precision(first.dtype), architecture(first.device))
+    exact = first.dtype == torch.float32 and network[2] == "ieee"
+    family, what = "exact perceptron" if exact else "perceptron", network[2] if first.dtype == torch.float32 else ""
+    table = sizes(*network).config
+    return sizes(*network, chosen(family, "perceptron", first.device, first.dtype, widths, table, what))
 
 
 def serves(weights: Sequence[Tensor]) -> bool:
-    """Whether one launch takes rows through all layers: a network of at most DEEPEST layers, none wider than WIDEST.
-
-    Exact fp32, which has no tensor cores, gains nothing by it.
-    """
-    if weights[0].dtype == torch.float32 and input_precision(torch.float32) == "ieee":
-        return False
+    """Whether one launch takes rows through all layers: a network of at most DEEPEST layers, none wider than WIDEST."""
     widths = (weights[0].shape[1], *(w.shape[0] for w in weights))
     return len(weights) <= DEEPEST and min(widths) > 0 and max(widths) <= WIDEST
 
 
 def pays(weights: Sequence[Tensor]) -> bool:
-    """Whether a network that is served is not better off layer by layer: PyTorch rounds to TF32 where Triton cuts."""
-    return weights[0].dtype != torch.float32
+    """Whether a network that is served is not better off layer by layer.
+
+    fp32 is: PyTorch rounds to TF32 where Triton cuts, and has the faster exact products.
+    """
+    widest = max(weights[0].shape[1], *(w.shape[0] for w in weights))
+    return weights[0].dtype != torch.float32 and widest <= WIDEST_FASTER
 
 
 def kernel_slopes(slopes: Sequence[float]) -> tuple[float | None, ...]:
@@ -177,8 +180,8 @@ def row_major(t: Tensor) -> Tensor:
 
 NETWORKS = {
     "64x4": (64, 64, 64, 64, 1),
-    "tabular": (118, 128, 64, 32, 1),
-    "128x6": (*(128,) * 6, 1),
+    "paper": (118, 512, 128, 32, 1),
+    "256x6": (*(256,) * 6, 1),
     "ten": (64, 64, 10),
 }
 """Widths that stand for all in the compile report, by name."""
@@ -226,7 +229,7 @@ class Compiled(NamedTuple):
 
 def compiled() -> Iterator[Compiled]:
     """All that stand for what users have."""
-    for (name, widths), (dtype, precision) in itertools.product(NETWORKS.items(), PRECISIONS[1:]):
-        by_arch = {arch: sizes(widths, DTYPES[dtype], arch) for arch in ARCHITECTURES}
+    for (name, widths), (dtype, precision) in itertools.product(NETWORKS.items(), PRECISIONS):
+        by_arch = {arch: sizes(widths, DTYPES[dtype], precision, arch) for arch in ARCHITECTURES}
         for config, archs in by_config({arch: one.config for arch, one in by_arch.items()}.__getitem__):
             yield Compiled(name, Sizes(config, widths, by_arch[archs[0]].blocks), dtype, precision, archs)
