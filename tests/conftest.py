@@ -4,6 +4,7 @@ import random
 import zlib
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,3 +92,15 @@ def emulated(_emulating_driver: Any) -> Iterator[Any]:
     _emulating_driver.launches.clear()
     with installed(_emulating_driver):
         yield _emulating_driver
+
+
+@pytest.fixture
+def tuning_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Files of tuning lie in a folder of the test's own, and none is in force before or after it."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from xattr_cuda.kernels.triton import tuned
+
+    monkeypatch.setenv("XATTR_CUDA_CACHE", str(tmp_path))
+    tuned.forget()
+    yield tmp_path
+    tuned.forget()

@@ -24,6 +24,9 @@ class Config:
     num_warps: int
     num_stages: int = 1
 
+    def __str__(self) -> str:
+        return f"{self.name}, {self.num_warps} warps, {self.num_stages} stages"
+
 
 def _tiles(tall: int, wide: int, step: int, num_warps: int, num_stages: int) -> Config:
     """Tiles [tall, wide] of a product, whose factors are read `step` elements deep."""
@@ -88,14 +91,19 @@ _TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
             _tiles(64, 64, 64, 4, 2),
         ),
     },
-    # Of exact fp32; of fp32 multiplied as TF32; of two-byte values.
-    "weight_gradients": {
-        "": (_tiles(64, 64, 16, 8, 2), _tiles(64, 64, 32, 4, 3), _tiles(64, 64, 64, 4, 3)),
-        "90": (_tiles(64, 64, 16, 4, 2), _tiles(64, 64, 32, 4, 3), _tiles(64, 64, 64, 4, 3)),
-        "gfx942": (_tiles(64, 64, 16, 8, 1), _tiles(64, 64, 32, 4, 2), _tiles(64, 64, 64, 4, 2)),
+    # By how values are multiplied: exact fp32, fp32 as TF32, two-byte values.
+    "weight_gradients-exact": {
+        "": (_tiles(64, 64, 16, 8, 2),),
+        "90": (_tiles(64, 64, 16, 4, 2),),
+        "gfx942": (_tiles(64, 64, 16, 8, 1),),
     },
-    # By how values are multiplied: exact fp32, fp32 as TF32, two-byte values. The most rows to a program first.
-    "perceptron-exact": {"": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(16, 64, 32, 4, 2))},
+    "weight_gradients-tf32": {"": (_tiles(64, 64, 32, 4, 3),), "gfx942": (_tiles(64, 64, 32, 4, 2),)},
+    "weight_gradients-half": {"": (_tiles(64, 64, 64, 4, 3),), "gfx942": (_tiles(64, 64, 64, 4, 2),)},
+    # Likewise, the most rows to a program first.
+    "perceptron-exact": {
+        "": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(16, 64, 32, 4, 2)),
+        "100": (_row_tiles(64, 64, 16, 8, 3), _row_tiles(16, 64, 32, 4, 2)),
+    },
     "perceptron-tf32": {
         "": (_row_tiles(32, 32, 32, 4, 2), _row_tiles(16, 64, 32, 4, 2)),
         "90": (_row_tiles(32, 64, 32, 4, 2), _row_tiles(16, 64, 32, 4, 2)),
@@ -114,6 +122,97 @@ def configs(operator: str, architecture: str) -> tuple[Config, ...]:
     """The configurations of an operator on an architecture of ARCHITECTURES."""
     entries = _TABLE[operator]
     return entries.get(architecture, entries.get("", ()))
+
+
+_ROWS: dict[str, tuple[str, slice]] = {
+    # family: the operator of the table, and which of its configurations are the family's
+    "elementwise": ("elementwise", slice(None)),
+    "pool": ("pool", slice(None)),
+    "attribution": ("attribution", slice(1)),
+    "gini": ("gini", slice(None)),
+    "exact product": ("product", slice(1)),  # of fp32, without tensor cores
+    "product": ("product", slice(1, None)),
+    **{
+        f"{operator}-{kind}": (f"{operator}-{kind}", slice(None))
+        for operator in ("perceptron", "weight_gradients")
+        for kind in ("exact", "tf32", "half")
+    },
+}
+_NEIGHBOURS: dict[str, tuple[Config, ...]] = {
+    # family: what else may be the fastest on some device
+    "elementwise": tuple(
+        Config(f"w{words}", {"WORDS": words}, warps)
+        for words, warps in ((16, 1), (32, 2), (64, 2), (64, 8), (128, 8), (256, 8))
+    ),
+    "pool": tuple(
+        Config(f"e{elements}-{warps}", {"ELEMENTS": elements}, warps)
+        for elements, warps in ((256, 2), (512, 2), (1024, 2), (1024, 8), (2048, 8))
+    ),
+    "attribution": tuple(
+        Config(f"e{elements}-{warps}", {"ELEMENTS": elements, "COLUMNS": 256, "STEPS": steps}, warps)
+        for elements, steps, warps in ((1024, 8, 4), (1024, 32, 4), (2048, 8, 8), (2048, 16, 8))
+    ),
+    "gini": tuple(Config(f"b{block}", {"BLOCK": block}, warps) for block, warps in ((512, 4), (1024, 4), (2048, 8))),
+    "exact product": (
+        _tiles(32, 64, 16, 4, 2),
+        _tiles(64, 64, 16, 4, 2),
+        _tiles(64, 64, 16, 8, 3),
+        _tiles(64, 128, 16, 8, 2),
+        _tiles(128, 64, 16, 8, 2),
+    ),
+    "product": (
+        _tiles(32, 64, 64, 4, 4),
+        _tiles(64, 32, 64, 4, 4),
+        _tiles(64, 64, 32, 4, 5),
+        _tiles(64, 128, 32, 4, 4),
+        _tiles(128, 64, 32, 4, 4),
+        _tiles(64, 128, 64, 4, 3),
+        _tiles(128, 64, 64, 4, 3),
+        _tiles(128, 128, 64, 8, 3),
+        _tiles(128, 256, 64, 8, 3),
+    ),
+    "perceptron-exact": (
+        _row_tiles(32, 64, 16, 4, 2),
+        _row_tiles(32, 32, 16, 4, 2),
+        _row_tiles(64, 32, 16, 8, 2),
+        _row_tiles(16, 64, 16, 4, 2),
+    ),
+    "perceptron-tf32": (
+        _row_tiles(64, 64, 32, 4, 2),
+        _row_tiles(64, 128, 32, 8, 2),
+        _row_tiles(32, 64, 32, 4, 3),
+    ),
+    "perceptron-half": (
+        _row_tiles(16, 64, 64, 2, 3),
+        _row_tiles(32, 64, 64, 4, 3),
+        _row_tiles(64, 64, 64, 8, 3),
+        _row_tiles(64, 256, 32, 8, 2),
+        _row_tiles(128, 64, 64, 8, 2),
+    ),
+    "weight_gradients-exact": (_tiles(32, 64, 16, 4, 2), _tiles(64, 128, 16, 8, 2)),
+    "weight_gradients-tf32": (_tiles(32, 64, 32, 4, 3), _tiles(64, 128, 32, 4, 3), _tiles(128, 128, 32, 8, 3)),
+    "weight_gradients-half": (
+        _tiles(32, 64, 64, 4, 3),
+        _tiles(64, 64, 64, 4, 4),
+        _tiles(64, 128, 64, 4, 3),
+        _tiles(128, 128, 64, 8, 3),
+    ),
+}
+
+
+@functools.cache
+def candidates(family: str) -> tuple[Config, ...]:
+    """What may be tried for a family of kernels: the table's entries for all architectures, and some beside them.
+
+    Not all of them run on every device, and not all are in the compile report.
+    """
+    operator, which = _ROWS[family]
+    entries = [config for row in _TABLE[operator].values() for config in row[which]]
+    found: list[Config] = []
+    for config in (*entries, *_NEIGHBOURS[family]):
+        if config not in found:
+            found.append(config)
+    return tuple(found)
 
 
 def by_config(choose: Callable[[str], Config]) -> list[tuple[Config, tuple[str, ...]]]:

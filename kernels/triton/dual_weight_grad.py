@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import Config, architecture
+from .configs import Config
+from .launching import run
 from .precision import add_product, input_precision
-from .products import as_rows, choice, config_name, configurations, multiprocessors, tile_of
+from .products import as_rows, config_name, configuration, configurations, multiprocessors, tile_of
 from .variant import POINTERS, Variant
 
 REDUCED = 256  # elements that a program adds up
@@ -84,25 +85,26 @@ def dual_weight_grad(delta: Tensor, h: Tensor, g: Tensor | None = None, v: Tenso
     if out.numel() == 0 or max(rows, own_rows) == 0:
         return out.zero_()
     precision, processors = input_precision(h.dtype), multiprocessors(h.device)
-    config = choice(n, k, h.dtype, precision, architecture(h.device), processors)
+    sizes, what = (n, k, max(rows, own_rows)), "one-chain" if own is None else "two-chains"
+    config = configuration("dual_weight_grad", h.device, h.dtype, precision, sizes, what)
     tiles = triton.cdiv(n, config.blocks["TALL"]) * triton.cdiv(k, config.blocks["WIDE"])
     splits = max(1, min(processors // tiles, triton.cdiv(max(rows, own_rows), SHORTEST_SPLIT)))
     step = config.blocks["STEP"]
     share = triton.cdiv(triton.cdiv(max(rows, own_rows), splits), step) * step
     splits = triton.cdiv(max(rows, own_rows), share)
     found = out if splits == 1 else torch.empty(splits, n, k, dtype=torch.float32, device=h.device)
-    with torch.cuda.device_of(h):
-        dual_weight_grad_kernel[(tiles, splits)](
-            *(delta, delta.stride(0), h, h.stride(0)),
-            *((None, 0, None, 0) if own is None else (own[0], own[0].stride(0), own[1], own[1].stride(0))),
-            *(found, rows, own_rows, share, n, k),
-            PRECISION=precision,
-            **config.blocks,
-            num_warps=config.num_warps,
-            num_stages=stages(config, own is not None),
-        )
-        if splits > 1:
-            add_splits_kernel[(triton.cdiv(n * k, REDUCED),)](found, out, splits, n * k, SIZE=REDUCED)
+    run(
+        *(dual_weight_grad_kernel, (tiles, splits), h),
+        *(delta, delta.stride(0), h, h.stride(0)),
+        *((None, 0, None, 0) if own is None else (own[0], own[0].stride(0), own[1], own[1].stride(0))),
+        *(found, rows, own_rows, share, n, k),
+        PRECISION=precision,
+        **config.blocks,
+        num_warps=config.num_warps,
+        num_stages=stages(config, own is not None),
+    )
+    if splits > 1:
+        run(add_splits_kernel, (triton.cdiv(n * k, REDUCED),), h, found, out, splits, n * k, SIZE=REDUCED)
     return out
 
 

@@ -17,9 +17,12 @@ from torch import Tensor
 
 from ..reference.bits import WORD_BITS, words
 from .configs import Config, architecture, by_config, configs
+from .launching import run
+from .tuned import chosen
 from .variant import DTYPES, POINTERS, Variant
 
 NO_SLOPE, ONE_SLOPE, SLOPES = 0, 1, 2  # values of the constant SLOPE of the kernels: of shape None, [1] and [N]
+_SLOPE_WORDS = ("", "slope", "slopes")
 
 
 @triton.jit
@@ -67,22 +70,20 @@ def launch(kernel: Any, shape: torch.Size, slope: Tensor | None, *tensors: Tenso
     if n % WORD_BITS == 0 and kind != SLOPES:
         rows, n = 1, shape.numel()
     row_words = words(n)
-    config = _config(first.dtype, kind, n, architecture(first.device))
+    table = _config(first.dtype, kind, n, architecture(first.device))
+    what = (_SLOPE_WORDS[kind], "odd" if n % 16 else "")
+    config = chosen("elementwise", kernel.__name__, first.device, first.dtype, (rows, n), table, *what)
     tile_words = config.blocks["WORDS"]
     tile_row = min(tile_words, triton.next_power_of_2(row_words))
     programs = triton.cdiv(rows, tile_words // tile_row) * triton.cdiv(row_words, tile_row)
-    with torch.cuda.device_of(first):
-        kernel[(programs,)](
-            *tensors,
-            None if slope is None else slope.contiguous(),
-            rows,
-            n,
-            row_words,
-            SLOPE=kind,
-            ROW=tile_row,
-            **config.blocks,
-            num_warps=config.num_warps,
-        )
+    run(
+        *(kernel, (programs,), first),
+        *(*tensors, None if slope is None else slope.contiguous(), rows, n, row_words),
+        SLOPE=kind,
+        ROW=tile_row,
+        **config.blocks,
+        num_warps=config.num_warps,
+    )
 
 
 def _config(dtype: torch.dtype, kind: int, n: int, arch: str) -> Config:

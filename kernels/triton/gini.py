@@ -14,6 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import architecture, by_config, configs
+from .launching import run
+from .tuned import chosen
 from .variant import POINTERS, Variant
 
 PARTIALS = 512  # sums that the first launch leaves at most
@@ -100,23 +102,26 @@ def gini(a: Tensor) -> Any:
     value, gradient = a.new_empty(()), a.new_empty(n)
     if n == 0:
         return value.zero_(), gradient
-    config = configs("gini", architecture(a.device))[0]
+    config = chosen("gini", "gini", a.device, a.dtype, (n,), configs("gini", architecture(a.device))[0])
     block = config.blocks["BLOCK"]
     blocks = triton.cdiv(n, block)
     programs = min(blocks, PARTIALS)
     ordered, order = a.contiguous().sort()
     ranks = torch.empty(n, dtype=torch.int32, device=a.device)
     partial = torch.empty((2, programs), dtype=torch.float64, device=a.device)
-    with torch.cuda.device_of(a):
-        gini_ranks_kernel[(programs,)](
-            ordered, ranks, partial, n, n.bit_length(), BLOCK=block, num_warps=config.num_warps
-        )
-        gini_gradient_kernel[(blocks,)](
-            *(ranks, order, partial, value, gradient, n, programs),
-            PARTIALS=PARTIALS,
-            BLOCK=block,
-            num_warps=config.num_warps,
-        )
+    run(
+        *(gini_ranks_kernel, (programs,), a),
+        *(ordered, ranks, partial, n, n.bit_length()),
+        BLOCK=block,
+        num_warps=config.num_warps,
+    )
+    run(
+        *(gini_gradient_kernel, (blocks,), a),
+        *(ranks, order, partial, value, gradient, n, programs),
+        PARTIALS=PARTIALS,
+        BLOCK=block,
+        num_warps=config.num_warps,
+    )
     return value, gradient
 
 

@@ -14,6 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import architecture, by_config, configs
+from .launching import run
+from .tuned import chosen
 from .variant import POINTERS, Variant
 
 
@@ -109,26 +111,28 @@ def input_times_gradient(x: Tensor, g: Tensor, scale: Tensor | None = None) -> t
         mean, l1, l2 = (torch.zeros(s, dtype=torch.float32, device=x.device) for s in (x.shape[1:], batch, batch))
         return a, mean, l1, l2
     mean, l1, l2 = (torch.empty(s, dtype=torch.float32, device=x.device) for s in (x.shape[1:], batch, batch))
-    config, sums = configs("attribution", architecture(x.device))
+    table, sums = configs("attribution", architecture(x.device))
+    config = chosen("attribution", "input_times_gradient", x.device, x.dtype, (batch, n), table)
     columns = min(config.blocks["COLUMNS"], triton.next_power_of_2(n))
     rows, steps = config.blocks["ELEMENTS"] // columns, config.blocks["STEPS"]
     chunks, blocks = triton.cdiv(batch, rows * steps), triton.cdiv(n, columns)
     by_column = torch.empty((chunks, n), dtype=torch.float32, device=x.device)
     by_row = torch.empty((2, blocks, batch), dtype=torch.float32, device=x.device)
     width = sums.blocks["WIDTH"]
-    with torch.cuda.device_of(x):
-        input_times_gradient_kernel[(chunks * blocks,)](
-            *(x, g, None if scale is None else scale.contiguous(), a, by_column, by_row, batch, n),
-            STEPS=steps,
-            ROWS=rows,
-            COLUMNS=columns,
-            num_warps=config.num_warps,
-        )
-        prior_sums_kernel[(triton.cdiv(n, width) + triton.cdiv(batch, width),)](
-            *(by_column, by_row, mean, l1, l2, batch, n, chunks, blocks),
-            **sums.blocks,
-            num_warps=sums.num_warps,
-        )
+    run(
+        *(input_times_gradient_kernel, (chunks * blocks,), x),
+        *(x, g, None if scale is None else scale.contiguous(), a, by_column, by_row, batch, n),
+        STEPS=steps,
+        ROWS=rows,
+        COLUMNS=columns,
+        num_warps=config.num_warps,
+    )
+    run(
+        *(prior_sums_kernel, (triton.cdiv(n, width) + triton.cdiv(batch, width),), x),
+        *(by_column, by_row, mean, l1, l2, batch, n, chunks, blocks),
+        **sums.blocks,
+        num_warps=sums.num_warps,
+    )
     return a, mean, l1, l2
 
 

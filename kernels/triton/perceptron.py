@@ -20,8 +20,9 @@ from torch import Tensor
 from ..reference.bits import words
 from . import bits as packing
 from .configs import ARCHITECTURES, Config, architecture, by_config, configs
-from .precision import add_product, input_precision
+from .precision import add_product, input_precision, kind
 from .products import PRECISIONS, multiprocessors
+from .tuned import chosen
 from .variant import DTYPES, POINTERS, Variant
 
 WIDEST, DEEPEST = 512, 8  # of the networks that one launch serves; others go layer by layer
@@ -140,6 +141,7 @@ class Sizes(NamedTuple):
         return {"SLOPES": tuple(slopes), "WIDTHS": self.widths, "BLOCKS": self.blocks}
 
 
+@functools.lru_cache(1024)
 def size(widths: tuple[int, ...], config: Config) -> Sizes:
     """A network of these widths with a configuration."""
     blocks = tuple(min(config.blocks["BLOCK"], max(32, triton.next_power_of_2(n))) for n in widths)
@@ -148,8 +150,7 @@ def size(widths: tuple[int, ...], config: Config) -> Sizes:
 
 def tiles(dtype: torch.dtype, precision: str, arch: str) -> tuple[Config, ...]:
     """The configurations that a network may have, those of the most rows first."""
-    kind = "half" if dtype.itemsize < 4 else "tf32" if precision == "tf32" else "exact"
-    return configs(f"perceptron-{kind}", arch)
+    return configs(f"perceptron-{kind(dtype, precision)}", arch)
 
 
 @functools.lru_cache(1024)
@@ -164,8 +165,10 @@ def sizes_for(weights: Sequence[Tensor], rows: int) -> Sizes:
     """The choice for these weights where they lie, and a batch of `rows`."""
     first = weights[0]
     widths = (first.shape[1], *(w.shape[0] for w in weights))
-    place = architecture(first.device), multiprocessors(first.device)
-    return sizes(widths, rows, first.dtype, input_precision(first.dtype), *place)
+    arch, processors = architecture(first.device), multiprocessors(first.device)
+    table = sizes(widths, rows, first.dtype, input_precision(first.dtype), arch, processors).config
+    family = f"perceptron-{kind(first.dtype, input_precision(first.dtype))}"
+    return size(widths, chosen(family, "perceptron", first.device, first.dtype, (rows, *widths), table))
 
 
 def serves(weights: Sequence[Tensor]) -> bool:

@@ -16,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import Config, architecture, by_config, configs
+from .launching import run
+from .tuned import chosen
 from .variant import DTYPES, POINTERS, Variant
 
 _WIDEST = 256  # elements of a line, or channels of a position, in one tile
@@ -108,26 +110,22 @@ def launch(
     rows = over.numel() // inner
     if rows > _MOST_ROWS:
         return False
-    config = _config(over.dtype, architecture(over.device))
+    table = _config(over.dtype, architecture(over.device))
+    what = (window.kernel, window.stride, "nhwc" if last else "nchw")
+    config = chosen("pool", kernel.__name__, over.device, over.dtype, (rows, inner), table, *what)
     width = min(_WIDEST, triton.next_power_of_2(inner))
     height = config.blocks["ELEMENTS"] // width
     missing = (1,) * (5 - over.dim())
-    with torch.cuda.device_of(over):
-        kernel[(triton.cdiv(rows, height) * triton.cdiv(inner, width),)](
-            *tensors,
-            rows,
-            inner,
-            *missing,
-            *size,
-            *missing,
-            *pooled,
-            **window.constants(),
-            ROWS=height,
-            INNER=width,
-            LAST=last,
-            LARGE=max(t.numel() for t in tensors) >= _LARGE,
-            num_warps=config.num_warps,
-        )
+    run(
+        *(kernel, (triton.cdiv(rows, height) * triton.cdiv(inner, width),), over),
+        *(*tensors, rows, inner, *missing, *size, *missing, *pooled),
+        **window.constants(),
+        ROWS=height,
+        INNER=width,
+        LAST=last,
+        LARGE=max(t.numel() for t in tensors) >= _LARGE,
+        num_warps=config.num_warps,
+    )
     return True
 
 

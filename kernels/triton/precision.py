@@ -11,6 +11,11 @@ def input_precision(dtype: torch.dtype) -> str:
     return "ieee" if exact else "tf32"
 
 
+def kind(dtype: torch.dtype, precision: str) -> str:
+    """How products are made, in a word of the table of configurations: `exact` and `tf32` of fp32, `half` of others."""
+    return "half" if dtype != torch.float32 else "tf32" if precision == "tf32" else "exact"
+
+
 @triton.jit
 def add_product(left, right, total, PRECISION: tl.constexpr):
     """total + left right, in fp32.

@@ -14,13 +14,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.bits import words
-from . import bits as packing
+from .bits import pack, unpack
 from .configs import ARCHITECTURES, Config, architecture, by_config, configs
+from .launching import run
 from .precision import add_product, input_precision
+from .tuned import chosen
 from .variant import DTYPES, POINTERS, Variant
 
 LARGE_SIDE = 128  # of the large tiles
 ACTIVATE, MASK = 1, 2  # values of the constant EPILOGUE
+_OPERATORS = {ACTIVATE: "linear_relu_mask", MASK: "matmul_mask"}
 NO_SLOPE, ONE_SLOPE, SLOPES = 0, 1, 2  # values of the constant SLOPE: of shape None, [1] and [N]
 PRECISIONS = (("fp32", "ieee"), ("fp32", "tf32"), ("bf16", "ieee"), ("fp16", "ieee"))
 """(dtype, precision of its products)."""
@@ -75,10 +78,10 @@ def product_kernel(
     has_word = (row[:, None] < rows) & (word[None, :] < row_words)
     if EPILOGUE == 1:
         positive = (total > 0) if SLOPE else ((total > 0) | (total != total))
-        tl.store(word_ptr, packing.pack(positive & there), mask=has_word)
+        tl.store(word_ptr, pack(positive & there), mask=has_word)
         total = tl.where(positive, total, scaled(total, slope_ptr, column, columns, SLOPE))
     else:
-        mask = packing.unpack(tl.load(word_ptr, mask=has_word, other=0))
+        mask = unpack(tl.load(word_ptr, mask=has_word, other=0))
         total = tl.where(mask, total, scaled(total, slope_ptr, column, columns, SLOPE))
     place = out_ptr + row.to(tl.int64)[:, None] * columns + column[None, :]
     tl.store(place, total.to(out_ptr.dtype.element_ty), mask=there)
@@ -101,6 +104,16 @@ def choice(rows: int, columns: int, dtype: torch.dtype, precision: str, arch: st
     return large if tiles >= processors else small
 
 
+def configuration(
+    operator: str, device: torch.device, dtype: torch.dtype, precision: str, sizes: tuple[int, int, int], what: str = ""
+) -> Config:
+    """The configuration of a product on a device. sizes: of the result, and what is summed over."""
+    exact = dtype == torch.float32 and precision == "ieee"
+    table = choice(*sizes[:2], dtype, precision, architecture(device), multiprocessors(device))
+    words = (precision if dtype == torch.float32 else "", what)
+    return chosen("exact product" if exact else "product", operator, device, dtype, sizes, table, *words)
+
+
 def multiply(t: Tensor, matrix: Tensor, bits: Tensor, slope: Tensor | None, epilogue: int) -> Tensor:
     """Run the product; its activation writes into `bits`. t: [..., K]; matrix: [K, N], any strides."""
     shape, rows, columns = (*t.shape[:-1], matrix.shape[1]), t.shape[:-1].numel(), matrix.shape[1]
@@ -109,20 +122,21 @@ def multiply(t: Tensor, matrix: Tensor, bits: Tensor, slope: Tensor | None, epil
         return out
     t = as_rows(t)
     precision = input_precision(t.dtype)
-    config = choice(rows, columns, t.dtype, precision, architecture(t.device), multiprocessors(t.device))
+    sizes, what = (rows, columns, t.shape[1]), "along" if matrix.stride(0) == 1 else "across"
+    config = configuration(_OPERATORS[epilogue], t.device, t.dtype, precision, sizes, what)
     blocks = config.blocks
     programs = triton.cdiv(rows, blocks["TALL"]) * triton.cdiv(columns, blocks["WIDE"])
-    with torch.cuda.device_of(t):
-        product_kernel[(programs,)](
-            *(t, t.stride(0), matrix, *matrix.stride(), out, bits, None if slope is None else slope.contiguous()),
-            *(rows, t.shape[1], columns, words(columns)),
-            EPILOGUE=epilogue,
-            SLOPE=NO_SLOPE if slope is None else ONE_SLOPE if slope.numel() == 1 else SLOPES,
-            PRECISION=precision,
-            **blocks,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-        )
+    run(
+        *(product_kernel, (programs,), t),
+        *(t, t.stride(0), matrix, *matrix.stride(), out, bits, None if slope is None else slope.contiguous()),
+        *(rows, t.shape[1], columns, words(columns)),
+        EPILOGUE=epilogue,
+        SLOPE=NO_SLOPE if slope is None else ONE_SLOPE if slope.numel() == 1 else SLOPES,
+        PRECISION=precision,
+        **blocks,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
     return out
 
 

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.bits import words
-from . import bits as packing
+from .bits import pack
 from .elementwise import activate, launch, tile, variants
 
 
@@ -28,7 +28,7 @@ def relu_mask_kernel(
     z = tl.load(z_ptr + offset, mask=valid, other=0).to(tl.float32)
     h, positive = activate(z, column, valid, slope_ptr, SLOPE)
     tl.store(h_ptr + offset, h.to(h_ptr.dtype.element_ty), mask=valid)
-    tl.store(bits_ptr + word, tl.reshape(packing.pack(positive), (WORDS,)), mask=present)
+    tl.store(bits_ptr + word, tl.reshape(pack(positive), (WORDS,)), mask=present)
 
 
 def relu_mask(z: Tensor, slope: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,9 @@ from torch import Tensor
 from . import perceptron
 from .configs import ARCHITECTURES, Config, architecture, by_config, configs
 from .dual_weight_grad import REDUCED, add_pair, stages
-from .precision import input_precision
+from .precision import input_precision, kind
 from .products import PRECISIONS, config_name, multiprocessors, tile_of
+from .tuned import chosen
 from .variant import DTYPES, POINTERS, Variant
 
 SHORTEST_SHARE = 256  # rows of the batch that are worth a program
@@ -98,7 +99,10 @@ def weight_gradients(
     shapes = tuple((t.shape[0], t.shape[1]) for t in found)
     like, places = found[0], _places(shapes)
     precision = input_precision(like.dtype)
-    config = tile(like.dtype, precision, architecture(like.device), two_chains)
+    table = tile(like.dtype, precision, architecture(like.device))
+    shape = rows, *(side for sides in shapes for side in sides)
+    family = f"weight_gradients-{kind(like.dtype, precision)}"
+    config = chosen(family, "weight_gradients", like.device, like.dtype, shape, table, f"{1 + two_chains} chains")
     constants = {**_constants(shapes, config), "PRECISION": precision}
     tiles, share = _grid(shapes, rows, config, multiprocessors(like.device))
     splits = triton.cdiv(rows, share)
@@ -113,7 +117,7 @@ def weight_gradients(
             **constants,
             **config.blocks,
             num_warps=config.num_warps,
-            num_stages=config.num_stages,
+            num_stages=stages(config, two_chains),
         )
     if len(partial) > 1:
         add_partials_kernel[(triton.cdiv(max(t.numel() for t in found), REDUCED),)](
@@ -127,11 +131,9 @@ def _matrices(tensors: Sequence[Tensor | None]) -> tuple[tuple[Tensor | None, ..
     return found, tuple(None if t is None else t.stride(0) for t in found)
 
 
-def tile(dtype: torch.dtype, precision: str, arch: str, two_chains: bool) -> Config:
-    """The configuration of all gradients."""
-    exact, tf32, half = configs("weight_gradients", arch)
-    config = half if dtype.itemsize < 4 else tf32 if precision == "tf32" else exact
-    return replace(config, num_stages=stages(config, two_chains))
+def tile(dtype: torch.dtype, precision: str, arch: str) -> Config:
+    """The table's configuration of all gradients, before `stages`."""
+    return configs(f"weight_gradients-{kind(dtype, precision)}", arch)[0]
 
 
 def _places(shapes: Iterable[tuple[int, int]]) -> tuple[int, ...]:
@@ -157,7 +159,7 @@ def _variants() -> Iterator[Variant]:
     """With one chain, and with two where there is more than one output, into the sums of splits."""
     for (name, widths), (dtype, precision) in itertools.product(perceptron.NETWORKS.items(), PRECISIONS):
         shapes, two = [(n, k) for k, n in itertools.pairwise(widths)], widths[-1] > 1
-        choices = {arch: tile(DTYPES[dtype], precision, arch, two) for arch in ARCHITECTURES}
+        choices = {arch: tile(DTYPES[dtype], precision, arch) for arch in ARCHITECTURES}
         layers, none = len(shapes), (None,) * len(shapes)
         chains = dict.fromkeys((("deltas", "hs") if two else ()) + ("gs", "vs"), (POINTERS[dtype],) * layers)
         strides = {f"{name[:-1]}_strides": ("i32",) * layers for name in chains}
@@ -165,7 +167,7 @@ def _variants() -> Iterator[Variant]:
         numbers = dict.fromkeys(("out_stride", "rows", "share"), "i32")
         for config, archs in by_config(choices.__getitem__):
             yield Variant.of(
-                *(weight_gradients_kernel, config, dtype),
+                *(weight_gradients_kernel, replace(config, num_stages=stages(config, two)), dtype),
                 {**chains, **strides, **absent, "outs": ("*fp32",) * layers, **numbers},
                 {**_constants(shapes, config), "PRECISION": precision},
                 divisible=(*chains, *(strides if name != perceptron.ODD else ("v_strides",)), "share"),

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from ..training.errors import UserError
 from ._console import make_folder, progress_bar, save_json, show_saved
+from .tune import tune_kernels
 
 if TYPE_CHECKING:
     from ..bench.measure import Measurement
@@ -31,6 +32,9 @@ def bench(
     count: Annotated[bool, typer.Option("--count", help="FLOPs, bytes, launches; also as on a GPU.")] = False,
     scaling: Annotated[bool, typer.Option("--scaling", help="Growth with batch, width, depth, classes.")] = False,
     overhead: Annotated[bool, typer.Option("--overhead", help="What a step costs beside its kernels.")] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Find the fastest GPU kernels for the cases; keep them.")
+    ] = False,
     rounds: Annotated[
         int | None, typer.Option(help="Rounds of every case; else by its size.", min=1, show_default=False)
     ] = None,
@@ -51,6 +55,9 @@ def bench(
     are compared with eager autograd in float64; where they disagree nothing
     is reported and the exit code is 1.
 
+    With --tune nothing else is measured: the GPU kernels of these cases are
+    timed in several configurations, and the fastest are used from then on.
+
     Example: [bold]xattr-cuda bench[/bold]  (three cases, under a minute)
 
     Example: [bold]xattr-cuda bench --case image-10 --sampled --count[/bold]
@@ -68,6 +75,9 @@ def bench(
         _list(console)
         return
     cases = chosen(case or ["quick"])
+    if tune:
+        tune_kernels(console, cases)
+        return
     _prepare(output, readme, scaling)
     if threads is not None:
         torch.set_num_threads(threads)

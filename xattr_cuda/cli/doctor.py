@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..ops import gpu
+
 COLOURS = {"works": "green", "not here": "yellow", "wrong": "red"}
 
 
@@ -27,6 +29,7 @@ def doctor() -> None:
     for name, value in {**health.versions(), **health.build()}.items():
         facts.add_row(escape(name), escape(value))
     facts.add_row("CPU threads", str(torch.get_num_threads()))
+    facts.add_row("tuning of GPU kernels", escape(gpu.tuning()))
     console.print(facts)
     found = health.backends()
     table = Table(title="Back ends", title_justify="left")

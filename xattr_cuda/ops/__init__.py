@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from . import traced as _traced  # noqa: F401 - registers
 from .backend import active, check_device, has_perceptron_kernels, implementation, unavailable, use_backend
 from .library import extension
 from .schemas import SCHEMAS

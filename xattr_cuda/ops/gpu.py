@@ -50,6 +50,23 @@ def device() -> str:
     return "cpu" if executes_cpu_tensors() else "cuda"
 
 
+def current_device() -> torch.device:
+    """The device that Triton's kernels run on by default."""
+    return torch.device("cpu") if device() == "cpu" else torch.device("cuda", torch.cuda.current_device())
+
+
+def tuning() -> str:
+    """Where the configurations of the kernels come from on the current device, in words."""
+    if reason := unavailable():
+        return f"none: {reason}"
+    found = importlib.import_module("..kernels.triton.tuned", __package__).of_device(current_device())
+    if found.refused:
+        return f"none: {found.path} is refused: {found.refused}; `xattr-cuda bench --tune` writes it anew"
+    if not found.choices:
+        return "none: kernels take the package's configurations; `xattr-cuda bench --tune` tries others here"
+    return f"{len(found.choices)} configurations measured on this device, from {found.path}"
+
+
 def unavailable() -> str:
     """Why no Triton kernel can run here, and what to do about it; empty if they can."""
     if not executes_cpu_tensors():
@@ -85,10 +102,11 @@ def _kernels() -> tuple[ModuleType | None, str]:
         return None, f"the Triton kernels cannot be imported: {error}"
     except Exception as error:
         # An import of Triton may raise anything where its release and torch or the driver do not fit.
-        return None, f"the Triton kernels cannot be imported: {_first_line(error)}"
+        return None, f"the Triton kernels cannot be imported: {first_line(error)}"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An exception in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -99,8 +117,9 @@ def _warn_once(reason: str) -> None:
     warnings.warn(f"xattr_cuda: {reason}. GPU tensors run on the PyTorch reference instead.", stacklevel=2)
 
 
-def _launcher(name: str, first: Tensor) -> Callable[..., Any] | None:
-    """The Triton launcher of an operator for tensors of that dtype and device, if it can serve them."""
+def launcher(name: str, args: Sequence[Any]) -> Callable[..., Any] | None:
+    """What runs an operator on Triton for these arguments, or is faster there; None where that is the reference."""
+    first = first_tensor(args)
     if first.dtype not in DTYPES or (name in failures and not forced):
         return None
     kernels, reason = _kernels()
@@ -111,19 +130,20 @@ def _launcher(name: str, first: Tensor) -> Callable[..., Any] | None:
             raise RuntimeError(f"xattr::{name}: back end 'triton' was forced, but {reason}")
         _warn_once(reason)
         return None
-    return getattr(kernels, name, None)
+    found = getattr(kernels, name, None)
+    return None if found is None else _faster(name, args, found)
 
 
-def _faster(name: str, args: Sequence[Any], launcher: Callable[..., Any]) -> Callable[..., Any]:
-    """The launcher, or what is faster or more exact for these arguments; a forced back end runs the kernel."""
+def _faster(name: str, args: Sequence[Any], fused: Callable[..., Any]) -> Callable[..., Any]:
+    """The fused launcher, or what is faster or more exact for these arguments; a forced back end runs the kernel."""
     if forced:
-        return launcher
+        return fused
     if name.startswith("mlp_"):
         weights = next(arg for arg in args if isinstance(arg, (list, tuple)))
-        return launcher if serves_perceptron(weights) else _reference[name]
+        return fused if serves_perceptron(weights) else _reference[name]
     by_parts = getattr(_kernels()[0], "by_parts", None)
     if by_parts is None or name not in by_parts.LAUNCHERS or not by_parts.pays(name, *args[:2]):
-        return launcher
+        return fused
     return cast(Callable[..., Any], by_parts.LAUNCHERS[name])
 
 
@@ -153,18 +173,18 @@ def runner(name: str) -> Callable[..., Any]:
     check, reference = getattr(signature, name), _reference[name]
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        launcher = _launcher(name, first_tensor(args))
-        if launcher is None:
+        launch = launcher(name, args)
+        if launch is None:
             return reference(*args, **kwargs)
         check(*args, **kwargs)
         try:
-            result = _faster(name, args, launcher)(*args, **kwargs)
+            result = launch(*args, **kwargs)
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise  # the reference would fare no better
         except Exception as error:
             if forced:
                 raise RuntimeError(f"xattr::{name}: its Triton kernel fails: {error}") from error
-            failures[name] = _first_line(error)
+            failures[name] = first_line(error)
             _warn_once(f"the Triton kernel of xattr::{name} fails: {failures[name]}")
             result = NotImplemented
         return reference(*args, **kwargs) if result is NotImplemented else result
