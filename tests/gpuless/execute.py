@@ -14,7 +14,7 @@ from .arithmetic import Arithmetic
 from .conversions import Conversions, reject_modifiers
 from .formats import Array
 from .moves import Moves
-from .ptx import UINT, Instruction, Kernel, PtxError
+from .ptx import UINT, Instruction, Kernel, Parameter, PtxError
 from .warp import WarpWide
 
 TRITON_SCRATCH = 2  # pointers to scratch memory that Triton adds to the parameters; left out, they are null
@@ -61,15 +61,16 @@ class Run(Arithmetic, Conversions, Moves, WarpWide):
             stride *= block[i]
         return {name: value.astype(np.uint32) for name, value in found.items()}
 
-    def _parameter_values(self, args: Sequence[Any]) -> dict[str, np.generic]:
+    def _parameter_values(self, args: Sequence[Any]) -> dict[str, Any]:
         declared, given = self.kernel.parameters, list(args)
         missing = len(declared) - len(given)
         if not 0 <= missing <= TRITON_SCRATCH:
             raise PtxError(f"{self.kernel.name} takes {len(declared)} parameters, got {len(given)}")
-        values = {}
+        values: dict[str, Any] = {}
         for parameter, value in zip(declared, [*given, *[0] * missing], strict=True):
-            if parameter.is_array:
-                raise PtxError(f"not emulated: parameter {parameter.name} passed by value as a structure")
+            if parameter.bytes:
+                values[parameter.name] = _structure(parameter, value)
+                continue
             if hasattr(value, "data_ptr") or isinstance(value, np.ndarray):
                 value = self.map_buffer(value)
             if parameter.is_float or isinstance(value, float):
@@ -159,3 +160,10 @@ class Run(Arithmetic, Conversions, Moves, WarpWide):
         self.epoch[np.unique(self.block[waiting])] += 1
         self.state[waiting] = self.RUNNING
         return True
+
+
+def _structure(parameter: Parameter, value: Any) -> Array:
+    """The bytes of a parameter that is a structure."""
+    if not isinstance(value, bytes) or len(value) != parameter.bytes:
+        raise PtxError(f"parameter {parameter.name} is a structure: pass its {parameter.bytes} bytes")
+    return np.frombuffer(value, np.uint8)

@@ -27,7 +27,7 @@ class Machine:
     state: Array
     values: dict[str, Array]
     special: dict[str, Array]
-    parameters: dict[str, np.generic]
+    parameters: dict[str, np.generic | Array]  # the bytes of those that are structures
 
     RUNNING, EXITED, WAITING = 0, 1, 2
 
