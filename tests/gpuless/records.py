@@ -89,6 +89,16 @@ class BackwardArguments(ctypes.Structure):
     )
 
 
+class ReductionArguments(ctypes.Structure):
+    _fields_ = (
+        ("partials", Pointer),
+        ("blocks", ctypes.c_int32),
+        ("layers", ctypes.c_int32),
+        ("places", ctypes.c_int64 * (MOST_LAYERS + 2)),
+        ("gradients", by_layer(Pointer)),
+    )
+
+
 class Record:
     """A structure, and the tensors that its pointers lead to."""
 
