@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
 from xattr_cuda.kernels.reference.bits import words
 
 from . import shim
@@ -41,7 +40,8 @@ using namespace xattr;
 void run(const cuemu::Arguments& a) {
   auto args = cuemu::structure_of<BackwardArguments<MATH::Value>>(a);
   args.plan = backward_plan(args.net, ROWS);
-  cuemu::launch(a.integer(a.all.size() - 1), kThreads, args.plan.bytes, [&] { mlp_attribute_backward_kernel<MATH, ROWS>(args); });
+  const int blocks = static_cast<int>(a.integer(a.all.size() - 1));
+  cuemu::launch(blocks, kThreads, args.plan.bytes, [&] { mlp_attribute_backward_kernel<MATH, ROWS>(args); });
 }
 """
 REDUCTION = """
@@ -70,6 +70,11 @@ def layers_of(weights: Sequence[Tensor], slopes: Sequence[float]) -> dict[str, A
         "weights": [None, *weights],
         "slopes": [0.0, *held],
     }
+
+
+def matrix(t: Tensor | None) -> dict[str, Any] | None:
+    """The fields of Matrix."""
+    return None if t is None else {"values": t, "stride": t.stride(0)}
 
 
 def by_layer(layers: Sequence[int], tensors: Sequence[Any], count: int) -> list[Any]:
@@ -106,8 +111,8 @@ class Attribute:
         record = Record(
             AttributeArguments(),
             net=network,
-            x={"values": x, "stride": x.stride(0)},
-            u={"values": u, "stride": u.stride(0)},
+            x=matrix(x),
+            u=matrix(u),
             y=y,
             a=a,
             bits=[None, *bits],
@@ -116,11 +121,6 @@ class Attribute:
             rows=rows,
         )
         return cls(record, (y, a, bits, h, g))
-
-
-def matrix(t: Tensor | None) -> dict[str, Any] | None:
-    """The fields of Matrix."""
-    return None if t is None else {"values": t, "stride": t.stride(0)}
 
 
 @dataclass(frozen=True)
@@ -221,12 +221,3 @@ class OnShim:
         if call.reduction is not None:
             self._run(REDUCTION, call.reduction)
         return call.results
-
-
-def network(widths: Sequence[int], rows: int, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Arguments of mlp_attribute that keep everything."""
-    weights = [(torch.randn(n, k) * (2 / k) ** 0.5).to(dtype) for k, n in itertools.pairwise(widths)]
-    slopes = [(0.0, 0.3)[i % 2] for i in range(len(weights) - 1)]
-    keep = list(range(len(weights)))
-    x, u = torch.randn(rows, widths[0]).to(dtype), torch.randn(rows, widths[-1]).to(dtype)
-    return x, weights, slopes, u, keep[1:], keep
