@@ -52,8 +52,9 @@ class Moves(Memory):
 
     def i_ld(self, x: Instruction, active: Array) -> None:
         target, source = x.args
-        if "param" in x.modifiers:
-            self.put(target, self._parameter(source, x.kind), active)
+        name = re.match(r"\[\s*([%\w$]+)", source)[1]
+        if "param" in x.modifiers and name in self.parameters:
+            self.put(target, self._parameter(name, x.kind), active)
             return
         targets = as_list(target)
         size = width(x.kind) // 8
@@ -62,8 +63,7 @@ class Moves(Memory):
             part = np.ascontiguousarray(raw[:, i * size : (i + 1) * size])
             self.put(name, part.view(dtype(x.kind))[:, 0], active)
 
-    def _parameter(self, source: str, kind: str) -> Array:
-        name = re.match(r"\[\s*([\w$]+)", source)[1]
+    def _parameter(self, name: str, kind: str) -> Array:
         value = np.full(self.count, self.parameters[name])
         return value.view(dtype(kind)) if width(kind) == value.itemsize * 8 else value.astype(UINT[width(kind)])
 
