@@ -25,7 +25,7 @@ from .toolchain import gxx, headers
 SHIM = Path(__file__).parent / "shim"
 KERNELS = Path(__file__).parents[2] / "kernels"
 
-_FLAGS = ("-std=c++17", "-g", "-Wall", "-Wno-unknown-pragmas", "-Wno-comment")
+_FLAGS = ("-std=c++17", "-g", "-Wall", "-Wno-unknown-pragmas", "-Wno-comment", "-rdynamic")
 MODES = {
     "plain": ("-O2",),
     "sanitized": ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),

@@ -18,6 +18,13 @@ def nvcc() -> str | None:
     return str(own) if own and own.exists() else shutil.which("nvcc")
 
 
+NVCC_FLAGS = (  # those of the extension, with warnings as errors, and torch's own
+    *("-O3", "-std=c++17", "-Werror", "all-warnings", "-Xptxas", "-warn-spills,-warn-lmem-usage,-Werror"),
+    *(f"-D__CUDA_NO_{what}__" for what in ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS")),
+    "-D__CUDA_NO_BFLOAT16_CONVERSIONS__",
+)
+
+
 @functools.cache
 def headers() -> Path | None:
     """The folder of cuda_fp16.h. nvcc on PATH may be a script that lies elsewhere, so it is asked for its root."""

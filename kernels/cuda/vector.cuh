@@ -1,0 +1,116 @@
+// The 16 bytes that a thread reads or writes at once, and the elements in them.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <vector_types.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace xattr::cuda {
+
+// kCount elements that lie side by side.
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount) Pack {
+  T at[kCount];
+};
+
+template <typename T>
+constexpr int kVector = 16 / sizeof(T);  // elements of a 128-bit access
+
+template <typename T>
+using Vector = Pack<T, kVector<T>>;
+
+template <int kBytes>
+struct Word;
+template <>
+struct Word<1> {
+  using Type = uint8_t;
+};
+template <>
+struct Word<2> {
+  using Type = uint16_t;
+};
+template <>
+struct Word<4> {
+  using Type = uint32_t;
+};
+template <>
+struct Word<8> {
+  using Type = uint2;
+};
+template <>
+struct Word<16> {
+  using Type = uint4;
+};
+
+// One access of as many bytes as the elements have, at an address that is a multiple of that.
+template <typename T, int kCount>
+__device__ __forceinline__ Pack<T, kCount> load(const T* source) {
+  const auto word = *reinterpret_cast<const typename Word<sizeof(T) * kCount>::Type*>(source);
+  Pack<T, kCount> pack;
+  memcpy(&pack, &word, sizeof(pack));
+  return pack;
+}
+
+template <typename T, int kCount>
+__device__ __forceinline__ void store(T* target, const Pack<T, kCount>& pack) {
+  typename Word<sizeof(T) * kCount>::Type word;
+  memcpy(&word, &pack, sizeof(pack));
+  *reinterpret_cast<decltype(word)*>(target) = word;
+}
+
+// The first `count` elements, zeros behind them.
+template <typename T, int kCount>
+__device__ __forceinline__ Pack<T, kCount> load(const T* source, int64_t count) {
+  if (count >= kCount) return load<T, kCount>(source);
+  Pack<T, kCount> pack{};
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if (i < count) pack.at[i] = source[i];
+  }
+  return pack;
+}
+
+template <typename T, int kCount>
+__device__ __forceinline__ void store(T* target, const Pack<T, kCount>& pack, int64_t count) {
+  if (count >= kCount) return store(target, pack);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if (i < count) target[i] = pack.at[i];
+  }
+}
+
+__device__ __forceinline__ float widened(float value) {
+  return value;
+}
+__device__ __forceinline__ float widened(__nv_bfloat16 value) {
+  return __bfloat162float(value);
+}
+__device__ __forceinline__ float widened(__half value) {
+  return __half2float(value);
+}
+
+// To the nearest, ties to even.
+template <typename T>
+__device__ __forceinline__ T narrowed(float value);
+template <>
+__device__ __forceinline__ float narrowed<float>(float value) {
+  return value;
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 narrowed<__nv_bfloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
+template <>
+__device__ __forceinline__ __half narrowed<__half>(float value) {
+  return __float2half_rn(value);
+}
+
+// Whether a pointer may be read in vectors.
+inline bool aligned(const void* pointer, int bytes = 16) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+}  // namespace xattr::cuda
