@@ -48,6 +48,7 @@ class Run(Arithmetic, Conversions, Moves, WarpWide):
         self.pc = np.zeros(self.count, np.int64)
         self.state = np.zeros(self.count, np.int8)
         self.init_memory(dynamic_bytes, races)
+        self.structures = {}
         self.parameters = self._parameter_values(args)
 
     def _special_registers(self, grid: Dim3, block: Dim3, blocks: Array) -> dict[str, Array]:
@@ -61,15 +62,15 @@ class Run(Arithmetic, Conversions, Moves, WarpWide):
             stride *= block[i]
         return {name: value.astype(np.uint32) for name, value in found.items()}
 
-    def _parameter_values(self, args: Sequence[Any]) -> dict[str, Any]:
+    def _parameter_values(self, args: Sequence[Any]) -> dict[str, np.generic]:
         declared, given = self.kernel.parameters, list(args)
         missing = len(declared) - len(given)
         if not 0 <= missing <= TRITON_SCRATCH:
             raise PtxError(f"{self.kernel.name} takes {len(declared)} parameters, got {len(given)}")
-        values: dict[str, Any] = {}
+        values = {}
         for parameter, value in zip(declared, [*given, *[0] * missing], strict=True):
-            if parameter.bytes:
-                values[parameter.name] = _structure(parameter, value)
+            if parameter.structure:
+                self.structures[parameter.name] = self._structure(parameter, value)
                 continue
             if hasattr(value, "data_ptr") or isinstance(value, np.ndarray):
                 value = self.map_buffer(value)
@@ -79,6 +80,13 @@ class Run(Arithmetic, Conversions, Moves, WarpWide):
                 raw = int(value & (2**parameter.bits - 1)).to_bytes(8, "little")
             values[parameter.name] = np.frombuffer(raw, UINT[parameter.bits])[0]
         return values
+
+    def _structure(self, parameter: Parameter, value: Any) -> int:
+        """Where a structure (a Record of records.py) lies; its pointers lead to the windows of their tensors."""
+        found = np.frombuffer(value.bytes_with(self.map_buffer), np.uint8)
+        if found.size != parameter.structure:
+            raise PtxError(f"{self.kernel.name} takes a structure of {parameter.structure} bytes, got {found.size}")
+        return self.map_buffer(found)
 
     def go(self, max_steps: int) -> int:
         """Run to the end; returns the number of instructions stepped through."""
@@ -160,10 +168,3 @@ class Run(Arithmetic, Conversions, Moves, WarpWide):
         self.epoch[np.unique(self.block[waiting])] += 1
         self.state[waiting] = self.RUNNING
         return True
-
-
-def _structure(parameter: Parameter, value: Any) -> Array:
-    """The bytes of a parameter that is a structure."""
-    if not isinstance(value, bytes) or len(value) != parameter.bytes:
-        raise PtxError(f"parameter {parameter.name} is a structure: pass its {parameter.bytes} bytes")
-    return np.frombuffer(value, np.uint8)

@@ -46,6 +46,13 @@ class Launch(NamedTuple):
         return found[2][: int(found[1])] if found else self.kernel
 
 
+class Structure(bytes):
+    """A structure that a kernel is given; it holds no pointers."""
+
+    def bytes_with(self, address: Any) -> bytes:
+        return self
+
+
 class Launchers:
     """call(op, *arguments of the launcher but for the stream) changes the tensors among them."""
 
@@ -179,4 +186,4 @@ def _argument(word: str, given: Sequence[Any]) -> Any:
         if int(offset):
             raise ValueError(f"a pointer into a buffer: {word}")
         return given[int(index)]
-    return {"n": lambda: 0, "i": lambda: int(rest), "x": lambda: bytes.fromhex(rest)}[kind]()
+    return {"n": lambda: 0, "i": lambda: int(rest), "x": lambda: Structure.fromhex(rest)}[kind]()

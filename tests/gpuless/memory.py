@@ -83,7 +83,8 @@ class Memory(Machine):
         name, offset = _address_parts(operand)
         declared = self.kernel.registers.get(name)
         if declared is None:
-            return np.full(self.count, self.kernel.shared.get(name, 0) + offset, np.uint64)
+            symbol = self.structures.get(name, self.kernel.shared.get(name, 0))
+            return np.full(self.count, symbol + offset, np.uint64)
         bits = 64 if declared.endswith("64") else 32
         return self.get(name, f"u{bits}").astype(np.uint64) + np.uint64(offset % 2**bits)
 

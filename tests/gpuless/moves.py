@@ -52,23 +52,19 @@ class Moves(Memory):
 
     def i_ld(self, x: Instruction, active: Array) -> None:
         target, source = x.args
+        name = re.match(r"\[\s*([%\w$]+)", source)[1]
+        if "param" in x.modifiers and name in self.parameters:
+            self.put(target, self._parameter(name, x.kind), active)
+            return
         targets = as_list(target)
         size = width(x.kind) // 8
-        if "param" in x.modifiers:
-            for i, name in enumerate(targets):
-                self.put(name, self._parameter(source, x.kind, i * size), active)
-            return
         raw = self.load(bool(x.modifiers & SHARED), self.address(source), size * len(targets), active, x)
         for i, name in enumerate(targets):
             part = np.ascontiguousarray(raw[:, i * size : (i + 1) * size])
             self.put(name, part.view(dtype(x.kind))[:, 0], active)
 
-    def _parameter(self, source: str, kind: str, further: int) -> Array:
-        found = re.match(r"\[\s*([\w$]+)(?:\+(\d+))?", source)
-        given, start = self.parameters[found[1]], int(found[2] or 0) + further
-        if isinstance(given, np.ndarray):  # a structure
-            given = given[start : start + width(kind) // 8].view(UINT[width(kind)])[0]
-        value = np.full(self.count, given)
+    def _parameter(self, name: str, kind: str) -> Array:
+        value = np.full(self.count, self.parameters[name])
         return value.view(dtype(kind)) if width(kind) == value.itemsize * 8 else value.astype(UINT[width(kind)])
 
     def i_st(self, x: Instruction, active: Array) -> None:

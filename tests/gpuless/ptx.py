@@ -70,12 +70,12 @@ class Instruction:
 
 @dataclass
 class Parameter:
-    """A parameter of a kernel. bytes: of a structure passed by value, 0 for any other."""
+    """A parameter of a kernel. structure: its bytes, where it is a structure passed by value, else zero."""
 
     name: str
     is_float: bool
     bits: int
-    bytes: int
+    structure: int
 
 
 @dataclass

@@ -55,11 +55,10 @@ def test_the_glue_compiles_with_nvcc(source, tmp_path):
     run(toolchain.nvcc(), *flags, *places, "-c", source, "-o", tmp_path / "glue.o")
 
 
-def test_every_glue_has_a_kernel_and_every_kernel_that_is_a_launcher_is_tested():
+def test_every_glue_has_a_kernel_of_its_name():
     from gpuless.launchers import OPERATORS
     from xattr_cuda.ops import SCHEMAS
 
     glued = {path.stem for path in SOURCES} & set(SCHEMAS)
     kernels = {path.stem for path in (ROOT / "kernels" / "cuda").glob("*.cuh")} & set(SCHEMAS)
-    assert glued == kernels
-    assert set(OPERATORS) <= glued
+    assert set(OPERATORS) <= glued <= kernels

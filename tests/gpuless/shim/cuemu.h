@@ -130,6 +130,16 @@ T __ldg(const T* place) {
   return *place;
 }
 
+template <typename T>
+T min(T a, T b) {
+  return b < a ? b : a;
+}
+
+template <typename T>
+T max(T a, T b) {
+  return a < b ? b : a;
+}
+
 inline int __popc(unsigned value) {
   return __builtin_popcount(value);
 }
