@@ -14,7 +14,7 @@
 
 #include <cstdint>
 
-namespace xattr {
+namespace xattr::cuda {
 
 // The dynamic shared memory of the block.
 __device__ __forceinline__ void* dynamic_shared() {
@@ -99,6 +99,6 @@ __device__ __forceinline__ uint32_t round_to_tf32(float value) {
   return bits;
 }
 
-}  // namespace xattr
+}  // namespace xattr::cuda
 
 #endif

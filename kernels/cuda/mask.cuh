@@ -2,9 +2,9 @@
 // 16 x 16 holds half a word of each of its rows.
 #pragma once
 
-#include "tile.cuh"
+#include "cuda/tile.cuh"
 
-namespace xattr {
+namespace xattr::cuda {
 
 __host__ __device__ constexpr int words_of(int elements) {
   return ceil_div(elements, 32);
@@ -55,4 +55,4 @@ __device__ __forceinline__ float selected(float value, bool positive, float slop
   return positive ? value : slope == 0.f ? 0.f : rounded<T>(slope * value);
 }
 
-}  // namespace xattr
+}  // namespace xattr::cuda

@@ -5,9 +5,9 @@
 // for what the caller keeps; the weights stream through it in tiles, of both sweeps in one pipeline.
 #pragma once
 
-#include "perceptron.cuh"
+#include "cuda/perceptron_launch.cuh"
 
-namespace xattr {
+namespace xattr::cuda {
 
 template <typename T>
 struct AttributeArguments {
@@ -107,7 +107,8 @@ __device__ __forceinline__ void store_attribution(
 }
 
 template <class Math, int ROWS, typename T = typename Math::Value>
-__global__ void __launch_bounds__(kThreads) mlp_attribute_kernel(const __grid_constant__ AttributeArguments<T> args) {
+__global__ void __launch_bounds__(kThreads, 2)
+    mlp_attribute_kernel(const __grid_constant__ AttributeArguments<T> args) {
   const Network<T>& net = args.net;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * ROWS;
   const int valid = static_cast<int>(args.rows - first < ROWS ? args.rows - first : ROWS);
@@ -125,4 +126,21 @@ __global__ void __launch_bounds__(kThreads) mlp_attribute_kernel(const __grid_co
   store_attribution(args, shared, first, valid);
 }
 
-}  // namespace xattr
+// Rows of a block, or zero where the network is not served.
+template <typename T>
+int attribute_rows_of(const Device& device, const Network<T>& net, int64_t batch) {
+  return choose_rows(device, batch, [&](int rows) { return attribute_plan(net, rows).bytes; });
+}
+
+// `rows`: of a block, from attribute_rows_of. There is at least one row in the batch; all but the plan is filled in.
+template <class Math>
+void mlp_attribute(int rows, AttributeArguments<typename Math::Value> args, cudaStream_t stream) {
+  for_rows(rows, [&](auto block_rows) {
+    auto* kernel = mlp_attribute_kernel<Math, block_rows.value>;
+    args.plan = attribute_plan(args.net, block_rows.value);
+    allow_shared_memory(kernel, args.plan.bytes);
+    XATTR_LAUNCH(kernel, blocks_of(args.rows, rows), kThreads, args.plan.bytes, stream, args);
+  });
+}
+
+}  // namespace xattr::cuda

@@ -7,59 +7,9 @@
 // are its own, and the blocks' are added in their order.
 #pragma once
 
-#include "perceptron.cuh"
+#include "cuda/weight_gradients.cuh"
 
-namespace xattr {
-
-template <typename T>
-struct BackwardArguments {
-  Network<T> net;
-  SharedPlan plan;
-  Matrix<const T> x, a, s, c;                // own chain: [rows, N_0] twice, [rows, 1] twice; x null: it is absent
-  Matrix<const T> delta;                     // task's chain: [rows, N_L]; null: it is absent
-  T *v_end = nullptr, *delta_end = nullptr;  // [rows, N_L] and [rows, N_0], or null
-  const uint32_t* bits[kMostLayers + 1];     // by layer: masks [rows, words_of(N_l)]
-  Matrix<const T> g[kMostLayers + 1];        // own cotangents [rows, N_l] of trained layers
-  Matrix<const T> h[kMostLayers + 1];        // inputs [rows, N_{l-1}] of trained layers
-  T* scratch = nullptr;                      // [blocks, scratch_size]
-  int64_t v_places[kMostLayers + 1];         // where in it v_l and delta_l of a span are, or -1
-  int64_t delta_places[kMostLayers + 1];
-  int64_t scratch_size = 0;
-  float* partials = nullptr;        // [blocks, places[layers + 1]]
-  int64_t places[kMostLayers + 2];  // where the gradient of layer l begins; empty ones are of layers not trained
-  int64_t rows = 0;
-  int span_rows = 0;
-  int up = 0, down = 0;  // layers that the tangents and the cotangents go through
-};
-
-constexpr int kPairRows = 64;  // of a gradient, and kColumns, that are computed at once
-constexpr int kPairPitch = kPairRows + 8;
-
-// Elements from row to row of values of n columns in the scratch, so that rows are aligned to 16 bytes.
-__host__ __device__ constexpr int scratch_pitch(int n) {
-  return round_up(n, 8);
-}
-
-template <typename T>
-constexpr int kPairStage = kStep<T> * (kPairPitch + kWidePitch);
-
-template <typename T>
-inline SharedPlan backward_plan(const Network<T>& net, int rows) {
-  const int size = static_cast<int>(sizeof(T));
-  return shared_plan(net, rows, kStages * kStageSize<T> * size, kStages * kPairStage<T> * size);
-}
-
-// A span of rows, and the block's memory for it.
-template <typename T>
-struct Span {
-  int64_t first;  // its first row in the batch
-  int rows;
-  T* scratch;
-
-  __device__ __forceinline__ Matrix<T> saved(int64_t place, int n) const {
-    return {place < 0 ? nullptr : scratch + place, scratch_pitch(n)};
-  }
-};
+namespace xattr::cuda {
 
 // Keeps a tile [valid, n] that starts at `row` of the span, if it is wanted.
 template <typename T>
@@ -92,7 +42,7 @@ __device__ __forceinline__ void start_tangents(
 // delta_{l-1} = m_{l-1} * (W_l^T delta_l) for a tile of rows, and what is kept of it.
 template <class Math, int ROWS, typename T = typename Math::Value>
 __device__ __forceinline__ void sweep_down(
-    const BackwardArguments<T>& args, const SharedTiles<T>& shared, WeightPipeline<T>& weights, const Span<T>& span,
+    const BackwardArguments<T>& args, const SharedTiles<T>& shared, WeightPipeline<T>& weights, const RowSpan<T>& span,
     int row, int valid) {
   const Network<T>& net = args.net;
 #pragma unroll 1
@@ -115,7 +65,7 @@ __device__ __forceinline__ void sweep_down(
 // v_l = m_l * (W_l v_{l-1}) for a tile of rows, and what is kept of it.
 template <class Math, int ROWS, typename T = typename Math::Value>
 __device__ __forceinline__ void sweep_up(
-    const BackwardArguments<T>& args, const SharedTiles<T>& shared, WeightPipeline<T>& weights, const Span<T>& span,
+    const BackwardArguments<T>& args, const SharedTiles<T>& shared, WeightPipeline<T>& weights, const RowSpan<T>& span,
     int row, int valid) {
   const Network<T>& net = args.net;
 #pragma unroll 1
@@ -138,7 +88,7 @@ __device__ __forceinline__ void sweep_up(
 // Both sweeps for one tile of a span, the rows from `row` on.
 template <class Math, int ROWS, typename T = typename Math::Value>
 __device__ __forceinline__ void sweep_rows(
-    const BackwardArguments<T>& args, const SharedTiles<T>& shared, const Span<T>& span, int row) {
+    const BackwardArguments<T>& args, const SharedTiles<T>& shared, const RowSpan<T>& span, int row) {
   const Network<T>& net = args.net;
   const int64_t first = span.first + row;
   const int valid = min(span.rows - row, ROWS), last = net.layers;
@@ -164,143 +114,6 @@ __device__ __forceinline__ void sweep_rows(
   sweep_up<Math, ROWS>(args, shared, weights, span, row, valid);
 }
 
-// The left and the right factor of a layer's gradient, of one chain: cotangents at its output, tangents at its input.
-template <typename T>
-struct Pair {
-  Matrix<const T> left, right;
-};
-
-template <typename T>
-__device__ __forceinline__ Matrix<const T> readable(const Matrix<T>& matrix) {
-  return {matrix.values, matrix.stride};
-}
-
-template <typename T>
-__device__ __forceinline__ Matrix<const T> from_row(const Matrix<const T>& matrix, int64_t row) {
-  return {matrix.row(row), matrix.stride};
-}
-
-template <typename T>
-__device__ __forceinline__ Pair<T> task_pair(const BackwardArguments<T>& args, const Span<T>& span, int l) {
-  const bool top = l == args.net.layers;
-  return {
-      top ? from_row(args.delta, span.first) : readable(span.saved(args.delta_places[l], args.net.widths[l])),
-      from_row(args.h[l], span.first)};
-}
-
-template <typename T>
-__device__ __forceinline__ Pair<T> own_pair(const BackwardArguments<T>& args, const Span<T>& span, int l) {
-  return {from_row(args.g[l], span.first), readable(span.saved(args.v_places[l - 1], args.net.widths[l - 1]))};
-}
-
-// The tiles of the pairs in the order in which the gradients need them: for each trained layer and [kPairRows,
-// kColumns] of its gradient, the rows of the task's chain, then of the own. A stage holds [kStep, kPairRows] of the
-// left factor and [kStep, kColumns] of the right one.
-template <typename T>
-struct PairTiles {
-  const BackwardArguments<T>& args;
-  const Span<T>& span;
-  int layer = 0, n = 0, k = 0, row = 0;
-  bool own = false;
-
-  __device__ __forceinline__ PairTiles(const BackwardArguments<T>& args, const Span<T>& span)
-      : args(args), span(span), own(args.delta.values == nullptr) {
-    next_layer();
-  }
-
-  __device__ __forceinline__ bool done() const { return layer > args.net.layers; }
-
-  __device__ __forceinline__ void next_layer() {
-    do ++layer;
-    while (layer <= args.net.layers && args.places[layer] == args.places[layer + 1]);
-  }
-
-  __device__ __forceinline__ void fetch(T* stage) const {
-    const Pair<T> pair = own ? own_pair(args, span, layer) : task_pair(args, span, layer);
-    const int rows = min(span.rows - row, kStep<T>);
-    const int tall = min(args.net.widths[layer] - n, kPairRows), wide = min(args.net.widths[layer - 1] - k, kColumns);
-    Part<T>(pair.left.row(row) + n, pair.left.stride, rows, tall).fetch(stage, kPairPitch);
-    Part<T>(pair.right.row(row) + k, pair.right.stride, rows, wide).fetch(stage + kStep<T> * kPairPitch, kWidePitch);
-  }
-
-  __device__ __forceinline__ void advance() {
-    row += kStep<T>;
-    if (row < span.rows) return;
-    row = 0;
-    if (!own && args.x.values != nullptr) {
-      own = true;
-      return;
-    }
-    own = args.delta.values == nullptr;
-    k += kColumns;
-    if (k < args.net.widths[layer - 1]) return;
-    k = 0;
-    n += kPairRows;
-    if (n < args.net.widths[layer]) return;
-    n = 0;
-    next_layer();
-  }
-};
-
-// out [N, K] (+)= sums, of one block; added to what is there if `begun`.
-__device__ __forceinline__ void add_block(
-    float* out, int N, int K, const float (&sums)[2][4], int row, int column, bool begun) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int n = row + row_of(i), k = column + column_of(half, i);
-      if (n >= N || k >= K) continue;
-      float* place = out + static_cast<int64_t>(n) * K + k;
-      *place = begun ? *place + sums[half][i] : sums[half][i];
-    }
-  }
-}
-
-// delta_l^T h_{l-1} + g_l^T v_{l-1} of all trained layers over a span, into the block's partial gradients.
-template <class Math, typename T = typename Math::Value>
-__device__ __forceinline__ void multiply_pairs(
-    const BackwardArguments<T>& args, const Span<T>& span, float* partials, bool begun) {
-  using Mine = Share<kPairRows>;
-  const PairTiles<T> tiles(args, span);
-  Pipeline<T, PairTiles<T>> pairs(tiles, static_cast<T*>(dynamic_shared()), kPairStage<T>);
-  const int chains = (args.delta.values != nullptr) + (args.x.values != nullptr);
-  const int steps = chains * ceil_div(span.rows, kStep<T>), per_chain = ceil_div(span.rows, kStep<T>);
-#pragma unroll 1
-  for (int l = 1; l <= args.net.layers; ++l) {
-    if (args.places[l] == args.places[l + 1]) continue;
-    const int N = args.net.widths[l], K = args.net.widths[l - 1];
-#pragma unroll 1
-    for (int first_n = 0; first_n < N; first_n += kPairRows) {
-#pragma unroll 1
-      for (int first_k = 0; first_k < K; first_k += kColumns) {
-        float sums[Mine::kDown][Mine::kAcross][2][4] = {};
-        const int left = K - first_k - Mine::column(), count = left > 0 ? ceil_div(left, Mine::kStride) : 0;
-#pragma unroll 1
-        for (int step = 0; step < steps; ++step) {
-          const T* stage = pairs.next();
-          const int row = (step < per_chain ? step : step - per_chain) * kStep<T>;
-#pragma unroll
-          for (int i = 0; i < kStep<T>; i += kBlock) {
-            if (row + i >= span.rows || first_n + Mine::row() >= N) break;
-            Product<Math, Order::kDepthFirst, Order::kDepthFirst, Mine::kDown, Mine::kAcross>::add(
-                sums, stage + i * kPairPitch + Mine::row(), kPairPitch,
-                stage + kStep<T> * kPairPitch + i * kWidePitch + Mine::column(), kWidePitch, Mine::kStride, count);
-          }
-        }
-#pragma unroll
-        for (int m = 0; m < Mine::kDown; ++m) {
-#pragma unroll
-          for (int n = 0; n < Mine::kAcross; ++n)
-            add_block(
-                partials + args.places[l], N, K, sums[m][n], first_n + Mine::row() + m * kBlock,
-                first_k + Mine::column() + n * Mine::kStride, begun);
-        }
-      }
-    }
-  }
-}
-
 template <class Math, int ROWS, typename T = typename Math::Value>
 __global__ void __launch_bounds__(kThreads, 1)
     mlp_attribute_backward_kernel(const __grid_constant__ BackwardArguments<T> args) {
@@ -311,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll 1
   for (int64_t i = blockIdx.x; i < spans; i += gridDim.x) {
     const int64_t first = i * args.span_rows, left = args.rows - first;
-    const Span<T> span{first, static_cast<int>(left < args.span_rows ? left : args.span_rows), scratch};
+    const RowSpan<T> span{first, static_cast<int>(left < args.span_rows ? left : args.span_rows), scratch};
 #pragma unroll 1
     for (int row = 0; row < span.rows; row += ROWS) sweep_rows<Math, ROWS>(args, shared, span, row);
     __syncthreads();  // all of the span is in the scratch, and its memory free
@@ -319,25 +132,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-template <typename T>
-struct ReductionArguments {
-  const float* partials = nullptr;  // [blocks, places[layers + 1]]
-  int blocks = 0, layers = 0;
-  int64_t places[kMostLayers + 2];
-  T* gradients[kMostLayers + 1];
-};
-
-// The gradients of all layers: the sums of what the blocks found, in their order.
-template <typename T>
-__global__ void __launch_bounds__(kThreads) add_partials_kernel(const __grid_constant__ ReductionArguments<T> args) {
-  const int64_t size = args.places[args.layers + 1], place = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (place >= size) return;
-  float sum = 0.f;
-#pragma unroll 4
-  for (int block = 0; block < args.blocks; ++block) sum += args.partials[block * size + place];
-  int l = 1;
-  while (place >= args.places[l + 1]) ++l;
-  args.gradients[l][place - args.places[l]] = narrowed<T>(sum);
+// There is at least one row in the batch; all but the plan and the rows of a span is filled in.
+template <class Math>
+void mlp_attribute_backward(
+    const BackwardShape& shape, BackwardArguments<typename Math::Value> args, cudaStream_t stream) {
+  for_rows(shape.rows, [&](auto block_rows) {
+    auto* kernel = mlp_attribute_backward_kernel<Math, block_rows.value>;
+    args.plan = backward_plan(args.net, block_rows.value);
+    args.span_rows = shape.span_rows;
+    allow_shared_memory(kernel, args.plan.bytes);
+    XATTR_LAUNCH(kernel, shape.blocks, kThreads, args.plan.bytes, stream, args);
+  });
 }
 
-}  // namespace xattr
+}  // namespace xattr::cuda

@@ -5,11 +5,11 @@
 // design; values of layer l lie in tiles[l % 2], so that a layer reads one of two tiles and writes the other.
 #pragma once
 
-#include "mask.cuh"
-#include "pipeline.cuh"
-#include "rows.cuh"
+#include "cuda/mask.cuh"
+#include "cuda/pipeline.cuh"
+#include "cuda/rows.cuh"
 
-namespace xattr {
+namespace xattr::cuda {
 
 constexpr int kMostLayers = 16, kWidest = 512;
 constexpr int kWarps = kThreads / 32;
@@ -216,4 +216,4 @@ __device__ __forceinline__ void store_product(
   });
 }
 
-}  // namespace xattr
+}  // namespace xattr::cuda

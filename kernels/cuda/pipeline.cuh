@@ -1,9 +1,9 @@
 // Tiles on their way to shared memory while others are multiplied.
 #pragma once
 
-#include "instructions.cuh"
+#include "cuda/instructions.cuh"
 
-namespace xattr {
+namespace xattr::cuda {
 
 constexpr int kStages = 3;  // tiles in shared memory: one that is multiplied, the others on their way
 
@@ -41,4 +41,4 @@ struct Pipeline {
   }
 };
 
-}  // namespace xattr
+}  // namespace xattr::cuda

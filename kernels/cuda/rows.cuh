@@ -4,10 +4,10 @@
 // vector of a row, and as many threads a row as the next power of two, so that nothing is divided.
 #pragma once
 
-#include "instructions.cuh"
-#include "numbers.cuh"
+#include "cuda/instructions.cuh"
+#include "cuda/numbers.cuh"
 
-namespace xattr {
+namespace xattr::cuda {
 
 constexpr int kThreads = 256;
 
@@ -103,4 +103,4 @@ __device__ __forceinline__ void store_rows(T* out, const T* tile, int pitch, int
     store_vectors<T>(out, tile, pitch, rows, columns);
 }
 
-}  // namespace xattr
+}  // namespace xattr::cuda

@@ -5,10 +5,10 @@
 // g + 8 * (i / 2) and column 8 * half + 2 * q + i % 2.
 #pragma once
 
-#include "instructions.cuh"
-#include "numbers.cuh"
+#include "cuda/instructions.cuh"
+#include "cuda/numbers.cuh"
 
-namespace xattr {
+namespace xattr::cuda {
 
 constexpr int kBlock = 16;
 
@@ -173,4 +173,4 @@ struct Product<Fp32, A, B, M, N> {
   }
 };
 
-}  // namespace xattr
+}  // namespace xattr::cuda

@@ -1,16 +1,18 @@
-"""The CUDA kernels of a whole perceptron as functions of tensors, by the shim."""
+"""The CUDA kernels of a whole perceptron as functions of CPU tensors: from their source, or as nvcc compiles them."""
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from xattr_cuda.kernels.reference.bits import words
 
-from . import shim
+from . import emulator, nvcc, ptx, shim
 from .records import AttributeArguments, BackwardArguments, Record, ReductionArguments
 
 MATHS = {
@@ -23,36 +25,68 @@ MATHS = {
 
 STRUCTS = {"fp32": "Fp32", "tf32": "Tf32", "bf16": "Bf16", "fp16": "Fp16"}
 
-ATTRIBUTE = """
-#include "cuda/mlp_attribute.cuh"
-using namespace xattr;
+_HEAD = """
+#define XATTR_LAUNCH(kernel, grid, block, shared, stream, ...) \\
+  cuemu::launch(grid, block, shared, [&] { kernel(__VA_ARGS__); })
+#include "cuda/HEADER.cuh"
+using namespace xattr::cuda;
 void run(const cuemu::Arguments& a) {
+"""
+ATTRIBUTE = f"""{_HEAD.replace("HEADER", "mlp_attribute")}
   auto args = cuemu::structure_of<AttributeArguments<MATH::Value>>(a);
   args.plan = attribute_plan(args.net, ROWS);
-  const int blocks = static_cast<int>((args.rows + ROWS - 1) / ROWS);
-  cuemu::launch(blocks, kThreads, args.plan.bytes, [&] { mlp_attribute_kernel<MATH, ROWS>(args); });
-}
+  auto* kernel = mlp_attribute_kernel<MATH, ROWS>;
+  LAUNCH(blocks_of(args.rows, ROWS), args.plan.bytes)
+}}
 """
-
-BACKWARD = """
-#include "cuda/mlp_attribute_backward.cuh"
-using namespace xattr;
-void run(const cuemu::Arguments& a) {
+BACKWARD = f"""{_HEAD.replace("HEADER", "mlp_attribute_backward")}
   auto args = cuemu::structure_of<BackwardArguments<MATH::Value>>(a);
   args.plan = backward_plan(args.net, ROWS);
-  const int blocks = static_cast<int>(a.integer(a.all.size() - 1));
-  cuemu::launch(blocks, kThreads, args.plan.bytes, [&] { mlp_attribute_backward_kernel<MATH, ROWS>(args); });
-}
+  const int64_t scratch_size = args.scratch_size;
+  place_scratch(args);
+  if (args.scratch_size != scratch_size) cuemu::die("the scratch has another size in Python");
+  auto* kernel = mlp_attribute_backward_kernel<MATH, ROWS>;
+  LAUNCH(static_cast<unsigned>(a.integer(a.all.size() - 1)), args.plan.bytes)
+}}
 """
-REDUCTION = """
-#include "cuda/mlp_attribute_backward.cuh"
-using namespace xattr;
-void run(const cuemu::Arguments& a) {
+REDUCTION = f"""{_HEAD.replace("HEADER", "weight_gradients")}
   const auto args = cuemu::structure_of<ReductionArguments<MATH::Value>>(a);
-  const int blocks = static_cast<int>((args.places[args.layers + 1] + kThreads - 1) / kThreads);
-  cuemu::launch(blocks, kThreads, 0, [&] { add_partials_kernel<MATH::Value>(args); });
-}
+  auto* kernel = add_partials_kernel<MATH::Value>;
+  LAUNCH(blocks_of(args.places[args.layers + 1], kThreads), 0)
+}}
 """
+DRIVERS = {"mlp_attribute": ATTRIBUTE, "mlp_attribute_backward": BACKWARD, "weight_gradients": REDUCTION}
+LAUNCH = "#define LAUNCH(grid, shared) cuemu::launch(grid, kThreads, shared, [&] { kernel(args); });\n"
+RECORD = """
+#define LAUNCH(grid, shared) \\
+  (void)kernel, std::memcpy(a.pointer<char>(0), &args, sizeof args), \\
+      a.pointer<int64_t>(a.all.size() - 2)[0] = grid, a.pointer<int64_t>(a.all.size() - 2)[1] = shared;
+"""
+"""What drivers do in the end: run the kernel, or write down what it would be given."""
+
+INSTANCES = """
+#include "cuda/HEADER.cuh"
+using namespace xattr::cuda;
+void* kernels[] = {KERNELS};
+"""
+"""For nvcc: all that is pointed to is compiled."""
+
+KERNELS = {
+    "mlp_attribute": "mlp_attribute_kernel<MATH, ROWS>",
+    "mlp_attribute_backward": "mlp_attribute_backward_kernel<MATH, ROWS>",
+    "weight_gradients": "add_partials_kernel<MATH::Value>",
+}
+"""By header."""
+
+
+def instances(header: str, math: str, rows: int) -> str:
+    """A source for nvcc with one kernel."""
+    kernel = f"reinterpret_cast<void*>({KERNELS[header]})"
+    return _filled(INSTANCES.replace("HEADER", header).replace("KERNELS", kernel), math, rows)
+
+
+def _filled(text: str, math: str, rows: int) -> str:
+    return text.replace("MATH", STRUCTS[math]).replace("ROWS", str(rows))
 
 
 def poison(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -154,12 +188,9 @@ class Backward:
         last, widths, rows = len(weights), network["widths"], len(x if x is not None else delta)
         v_end = poison(rows, widths[-1], like=like) if output_tangent else None
         delta_end = poison(rows, widths[0], like=like) if input_cotangent else None
-        v_places, delta_places, size = [-1] * (last + 1), [-1] * (last + 1), 0
-        for k in trained:
-            if x is not None:
-                v_places[k - 1], size = size, size + span_rows * -(-widths[k - 1] // 8) * 8
-            if delta is not None and k < last:
-                delta_places[k], size = size, size + span_rows * -(-widths[k] // 8) * 8
+        saved = [widths[k - 1] for k in trained if x is not None]
+        saved += [widths[k] for k in trained if delta is not None and k < last]
+        size = span_rows * sum(-(-n // 8) * 8 for n in saved)
         gradients = by_layer(trained, [poison(*weights[k - 1].shape, like=like) for k in trained], last)
         places = [0, 0, *itertools.accumulate(0 if t is None else t.numel() for t in gradients[1:])]
         partials = poison(blocks, places[-1], like=like, dtype=torch.float32)
@@ -173,8 +204,6 @@ class Backward:
             g=by_layer(trained[: len(g)], [matrix(t) for t in g], last),
             h=by_layer(trained[: len(h)], [matrix(t) for t in h], last),
             scratch=poison(blocks, size, like=like),
-            v_places=v_places,
-            delta_places=delta_places,
             scratch_size=size,
             partials=partials,
             places=places,
@@ -201,15 +230,15 @@ class OnShim:
     environment: Mapping[str, str] = field(default_factory=dict, hash=False)
     kernels: Path = shim.KERNELS
 
-    def _run(self, driver: str, record: Record, *more: int) -> None:
-        text = driver.replace("MATH", STRUCTS[self.math]).replace("ROWS", str(self.rows))
+    def _run(self, header: str, record: Record, *more: int) -> None:
+        text = _filled(LAUNCH + DRIVERS[header], self.math, self.rows)
         shim.build(text, self.mode, self.kernels).run(*record.for_shim(), *more, environment=self.environment)
 
     def mlp_attribute(self, *args: Any) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
         """As in kernels/reference."""
         call = Attribute.of(*args)
         if len(args[0]):
-            self._run(ATTRIBUTE, call.record)
+            self._run("mlp_attribute", call.record)
         return call.results
 
     def mlp_attribute_backward(self, *args: Any) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -217,7 +246,25 @@ class OnShim:
         rows = len(args[0] if args[0] is not None else args[4])
         blocks = min(self.blocks, -(-rows // self.span_rows))
         call = Backward.of(blocks, self.span_rows, *args)
-        self._run(BACKWARD, call.record, blocks)
+        self._run("mlp_attribute_backward", call.record, blocks)
         if call.reduction is not None:
-            self._run(REDUCTION, call.reduction)
+            self._run("weight_gradients", call.reduction)
         return call.results
+
+
+class Compiled(OnShim):
+    """The same by nvcc's PTX for sm_80. The launchers run on the CPU and say what they would launch."""
+
+    def _run(self, header: str, record: Record, *more: int) -> None:
+        structure, *rest = record.for_shim()
+        launch = np.zeros(2, np.int64)  # blocks, and bytes of shared memory
+        plan = _filled(RECORD + DRIVERS[header], self.math, self.rows)
+        shim.build(plan, kernels=self.kernels).run(structure, *rest, launch, *(more or (0,)))
+        record.structure = type(record.structure).from_buffer_copy(structure)
+        kernel = _kernel(header, self.math, self.rows, self.kernels)
+        emulator.run(kernel, [record], int(launch[0]), shared_bytes=int(launch[1]))
+
+
+@functools.cache
+def _kernel(header: str, math: str, rows: int, kernels: Path) -> ptx.Kernel:
+    return emulator.parse(nvcc.ptx(instances(header, math, rows), kernels))

@@ -32,7 +32,7 @@ void run(const cuemu::Arguments& a) {
   cuemu::launch(1, 32, 0, [&] { divergent_barrier(a.pointer<float>(0)); });
 }""",
 }
-BARRIER, WAIT = "__syncthreads();  // parts", "xattr::cp_async_wait<0>();  // stage"
+BARRIER, WAIT = "__syncthreads();  // parts", "xattr::cuda::cp_async_wait<0>();  // stage"
 ARRIVED = "__syncthreads();            // arrived"
 
 
