@@ -1,4 +1,5 @@
-// The glue of csrc/cuda over kernels that g++ has compiled, as a library of operators for PyTorch: it takes CPU tensors.
+// The glue of csrc/cuda over kernels that g++ has compiled, as a library of operators for PyTorch: it takes CPU
+// tensors.
 #include <torch/library.h>
 
 #include "cuemu.h"
