@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from xattr_cuda.kernels.reference.bits import words
+from xattr_cuda.kernels.reference.max_pool import memory_format, pooled_size
 
 from . import emulator, ptx, shim, toolchain
 
 SOURCE = Path(__file__).with_name("launchers.cpp")
-OPERATORS = ("relu_mask", "mask_mul", "add_relu_mask")
+OPERATORS = ("relu_mask", "mask_mul", "add_relu_mask", "max_pool", "pool_pull", "pool_push")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _LOG_BYTES = 1 << 16
 
@@ -43,6 +44,13 @@ class Launch(NamedTuple):
         """The kernel's name as it was written."""
         found = re.match(r"_ZN5xattr4cuda(\d+)(\w+)", self.kernel)
         return found[2][: int(found[1])] if found else self.kernel
+
+
+class Structure(bytes):
+    """A structure that a kernel is given; it holds no pointers."""
+
+    def bytes_with(self, address: Any) -> bytes:
+        return self
 
 
 class Launchers:
@@ -75,6 +83,44 @@ class Launchers:
         t = t.contiguous()
         out = torch.empty(t.shape, dtype=t.dtype)
         self._by_rows("mask_mul", t, slope, [t, bits.contiguous()], out)
+        return out
+
+    def _pooling(
+        self, op: str, tensors: Sequence[Tensor], size: Sequence[int], pooled: Sequence[int], geometry: Sequence[Any]
+    ) -> None:
+        """Three tensors in the launchers' order, the first in the layout of all."""
+        if not all(t.numel() for t in tensors):
+            return
+        missing, dims = 3 - len(size), zip(size, pooled, *geometry, strict=True)
+        axes = np.array([(1, 1, 1, 1, 0, 1)] * missing + [tuple(map(int, dim)) for dim in dims], np.int32)
+        first = tensors[0]
+        last = memory_format(first) != torch.contiguous_format
+        images, channels = (first.shape[0], first.shape[1]) if last else (first.shape[0] * first.shape[1], 1)
+        dtype = next(t.dtype for t in tensors if t.is_floating_point())
+        self._call(op, DTYPES[dtype], *tensors, axes, images, channels, int(last))
+
+    def max_pool(self, h: Tensor, *geometry: Any) -> tuple[Tensor, Tensor]:
+        *window, ceil_mode = geometry
+        layout, dims = memory_format(h), zip(h.shape[2:], *window, strict=True)
+        shape = (*h.shape[:2], *(pooled_size(*dim, ceil_mode) for dim in dims))
+        out = torch.empty(shape, dtype=h.dtype, memory_format=layout)
+        idx = torch.empty(shape, dtype=torch.uint8, memory_format=layout)
+        h = h.contiguous(memory_format=layout)
+        self._pooling("max_pool", [h, out, idx], h.shape[2:], shape[2:], window)
+        return out, idx
+
+    def pool_pull(self, g: Tensor, idx: Tensor, shape: Sequence[int], *window: Any) -> Tensor:
+        layout = memory_format(idx)
+        out = torch.empty(tuple(shape), dtype=g.dtype, memory_format=layout)
+        g, idx = g.contiguous(memory_format=layout), idx.contiguous(memory_format=layout)
+        self._pooling("pool_pull", [g, idx, out], shape[2:], idx.shape[2:], window)
+        return out
+
+    def pool_push(self, v: Tensor, idx: Tensor, *window: Any) -> Tensor:
+        layout = memory_format(idx)
+        out = torch.empty(idx.shape, dtype=v.dtype, memory_format=layout)
+        v, idx = v.contiguous(memory_format=layout), idx.contiguous(memory_format=layout)
+        self._pooling("pool_push", [v, idx, out], v.shape[2:], idx.shape[2:], window)
         return out
 
 
@@ -140,4 +186,4 @@ def _argument(word: str, given: Sequence[Any]) -> Any:
         if int(offset):
             raise ValueError(f"a pointer into a buffer: {word}")
         return given[int(index)]
-    return {"n": lambda: 0, "i": lambda: int(rest), "x": lambda: bytes.fromhex(rest)}[kind]()
+    return {"n": lambda: 0, "i": lambda: int(rest), "x": lambda: Structure.fromhex(rest)}[kind]()

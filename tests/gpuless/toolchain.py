@@ -18,21 +18,29 @@ def nvcc() -> str | None:
     return str(own) if own and own.exists() else shutil.which("nvcc")
 
 
-NVCC_FLAGS = (  # those of the extension, with warnings as errors, and torch's own
-    *("-O3", "-std=c++17", "-Werror", "all-warnings", "-Xptxas", "-warn-spills,-warn-lmem-usage,-Werror"),
-    *(f"-D__CUDA_NO_{what}__" for what in ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS")),
-    "-D__CUDA_NO_BFLOAT16_CONVERSIONS__",
-)
+MACROS = [f"-D__CUDA_NO_{what}__" for what in ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS")]
+MACROS += ["-D__CUDA_NO_BFLOAT16_CONVERSIONS__"]
+"""What PyTorch's builds of extensions define."""
+
+NVCC_FLAGS = ["-O3", "-std=c++17", *MACROS, "-Werror", "all-warnings"]
+NVCC_FLAGS += ["-Xptxas", "-warn-spills,-warn-lmem-usage,-Werror"]
+
+
+@functools.cache
+def root() -> Path | None:
+    """The folder of the toolkit. nvcc on PATH may be a script that lies elsewhere, so it is asked."""
+    if nvcc() is None:
+        return None
+    asked = subprocess.run([nvcc(), "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True)
+    found = re.search(r"^#\$ TOP=(.*)$", asked.stderr + asked.stdout, re.MULTILINE)
+    return Path(found[1].strip()).resolve() if found else None
 
 
 @functools.cache
 def headers() -> Path | None:
-    """The folder of cuda_fp16.h. nvcc on PATH may be a script that lies elsewhere, so it is asked for its root."""
-    if nvcc() is None:
-        return None
-    asked = subprocess.run([nvcc(), "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True)
-    root = re.search(r"^#\$ TOP=(.*)$", asked.stderr + asked.stdout, re.MULTILINE)
-    folders = [Path(root[1].strip(), "include"), *Path(root[1].strip()).glob("targets/*/include")] if root else []
+    """The folder of cuda_fp16.h."""
+    folder = root()
+    folders = [folder / "include", *folder.glob("targets/*/include")] if folder else []
     return next((folder.resolve() for folder in folders if (folder / "cuda_fp16.h").exists()), None)
 
 
