@@ -54,6 +54,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "has_cuda_code", [](int device) { return xattr::has_cuda_code(at::Device(at::kCUDA, device)); },
       "Whether the CUDA kernels were built for a device.");
+  m.def(
+      "serves_perceptron",
+      [](const std::vector<at::Tensor>& weights) { return xattr::perceptron_kernels_serve(weights); },
+      "Whether the CUDA kernels take a perceptron with these weights, which have two dimensions each.");
 #endif
 
   py::class_<xattr::SweepPlan>(m, "SweepPlan", "How the CPU sweeps a perceptron of these widths, in fp32 or bf16.")

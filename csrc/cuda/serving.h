@@ -24,6 +24,9 @@ inline bool cuda_kernels_serve(const at::Tensor& t) {
   return cuda_kernels_serve(t.scalar_type(), t.device());
 }
 
+// Whether they take a perceptron with these weights, which have two dimensions each.
+bool perceptron_kernels_serve(at::TensorList weights);
+
 // The layer below: the same operator as xattr_cuda/ops/gpu.py runs it, on Triton or on the reference.
 template <typename Signature>
 c10::TypedOperatorHandle<Signature> layer_below(const char* op) {

@@ -55,7 +55,7 @@ constexpr int kLongestSpan = 1024;  // rows whose values a block leaves in the s
 template <typename T>
 BackwardShape backward_shape(const Device& device, const Network<T>& net, int64_t batch) {
   BackwardShape shape;
-  int64_t span = (batch + device.processors - 1) / device.processors;
+  int64_t span = batch > 0 ? (batch + device.processors - 1) / device.processors : 1;
   while (span * span < batch) ++span;
   span = span < kLongestSpan ? span : kLongestSpan;
   const int64_t blocks = (batch + span - 1) / span;

@@ -1,12 +1,12 @@
 // The 16 bytes that a thread reads or writes at once, and the elements in them.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <vector_types.h>
 
 #include <cstdint>
 #include <cstring>
+
+#include "cuda/numbers.cuh"
 
 namespace xattr::cuda {
 
@@ -83,32 +83,6 @@ __device__ __forceinline__ void store(T* target, const Pack<T, kCount>& pack, in
   for (int i = 0; i < kCount; ++i) {
     if (i < count) target[i] = pack.at[i];
   }
-}
-
-__device__ __forceinline__ float widened(float value) {
-  return value;
-}
-__device__ __forceinline__ float widened(__nv_bfloat16 value) {
-  return __bfloat162float(value);
-}
-__device__ __forceinline__ float widened(__half value) {
-  return __half2float(value);
-}
-
-// To the nearest, ties to even.
-template <typename T>
-__device__ __forceinline__ T narrowed(float value);
-template <>
-__device__ __forceinline__ float narrowed<float>(float value) {
-  return value;
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 narrowed<__nv_bfloat16>(float value) {
-  return __float2bfloat16_rn(value);
-}
-template <>
-__device__ __forceinline__ __half narrowed<__half>(float value) {
-  return __float2half_rn(value);
 }
 
 // Whether a pointer may be read in vectors.

@@ -79,10 +79,10 @@ KERNELS = {
 """By header."""
 
 
-def instances(header: str, math: str, rows: int) -> str:
-    """A source for nvcc with one kernel."""
-    kernel = f"reinterpret_cast<void*>({KERNELS[header]})"
-    return _filled(INSTANCES.replace("HEADER", header).replace("KERNELS", kernel), math, rows)
+def instances(header: str, math: str, *rows: int) -> str:
+    """A source for nvcc with one kernel, or one for each number of rows."""
+    kernels = (_filled(f"reinterpret_cast<void*>({KERNELS[header]})", math, n) for n in rows)
+    return INSTANCES.replace("HEADER", header).replace("KERNELS", ", ".join(kernels))
 
 
 def _filled(text: str, math: str, rows: int) -> str:

@@ -44,8 +44,8 @@ def run(
     """Execute a kernel over its grid; returns the number of instructions stepped through.
 
     kernel: PTX text, or what `parse` returned; entry: its name, or a part of it.
-    args: CPU tensors, numpy arrays, whole numbers, floats, and Records (records.py), which are structures passed by
-        value, in the order of the parameters.
+    args: CPU tensors, numpy arrays, whole numbers, floats, and for a structure passed by value a Record (records.py),
+        in the order of the parameters.
     block: threads of a block; by default what the kernel demands (.reqntid). shared_bytes: dynamic shared memory.
     threads_at_once: blocks with about so many threads run side by side, which is a matter of speed alone.
     races: whether shared memory is checked for missing barriers.

@@ -37,8 +37,9 @@ def library(tmp_path_factory):
 
 
 @toolchain.needs_shim
-def test_operators_run_through_their_glue(library, seed):
-    said = run(sys.executable, GLUE / "check.py", library, seed, PYTHONPATH=str(ROOT / "tests"), NO_EXT="1")
+@pytest.mark.parametrize("check", ["check.py", "check_mlp.py"])
+def test_operators_run_through_their_glue(library, seed, check):
+    said = run(sys.executable, GLUE / check, library, seed, PYTHONPATH=str(ROOT / "tests"), NO_EXT="1")
     assert said.split() == ["works"]
 
 

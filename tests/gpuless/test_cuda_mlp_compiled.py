@@ -44,7 +44,9 @@ def test_every_tile_of_rows(rows):
 @pytest.mark.parametrize("header", KERNELS)
 @by_math
 def test_no_kernel_spills_or_has_more_registers_than_its_block_may(header, math, arch):
-    for rows in (16, 32, 64) if header != "weight_gradients" else (16,):
-        (usage,) = nvcc.usages(instances(header, math, rows), arch)
-        assert usage.registers <= 65536 // 256
-        assert usage.shared == 0
+    rows = (16, 32, 64) if header != "weight_gradients" else (16,)
+    found = nvcc.usages(instances(header, math, *rows), arch)
+    assert len(found) == len(rows)
+    for usage in found:
+        assert usage.registers <= (128 if header == "mlp_attribute" else 256), usage
+        assert usage.shared == 0, usage

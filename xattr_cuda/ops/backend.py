@@ -99,8 +99,8 @@ def has_perceptron_kernels(weights: Sequence[Tensor]) -> bool:
     device = weights[0].device.type
     if device == "cpu" and _active in ("auto", "cpu"):
         return extension is not None
-    on_triton = device == "cuda" if _active == "auto" else _active == "triton"
-    return on_triton and gpu.serves_perceptron(weights)
+    on_gpu = device == "cuda" if _active in ("auto", "cuda") else _active == "triton"
+    return on_gpu and gpu.serves_perceptron(weights)
 
 
 def implementation(name: str) -> Callable[..., Any]:

@@ -125,7 +125,7 @@ def _faster(name: str, args: Sequence[Any], launcher: Callable[..., Any]) -> Cal
         return launcher
     if name.startswith("mlp_"):
         weights = next(arg for arg in args if isinstance(arg, (list, tuple)))
-        return launcher if serves_perceptron(weights) else _reference[name]
+        return launcher if _triton_serves_perceptron(weights) else _reference[name]
     by_parts = getattr(_kernels()[0], "by_parts", None)
     if by_parts is None or name not in by_parts.LAUNCHERS or not by_parts.pays(name, *args[:2]):
         return launcher
@@ -140,7 +140,12 @@ def serves(name: str, t: Tensor) -> bool:
 
 
 def serves_perceptron(weights: Sequence[Tensor]) -> bool:
-    """Whether a perceptron with these weights, which have two dimensions each, is swept whole by Triton kernels."""
+    """Whether a perceptron with these weights, which have two dimensions each, is swept whole by kernels."""
+    native = "mlp_attribute" in NATIVE and weights[0].is_cuda and extension.serves_perceptron(list(weights))
+    return native or _triton_serves_perceptron(weights)
+
+
+def _triton_serves_perceptron(weights: Sequence[Tensor]) -> bool:
     if not all(serves(name, weights[0]) for name in ("mlp_attribute", "mlp_attribute_backward")):
         return False
     perceptron = getattr(_kernels()[0], "perceptron", None)

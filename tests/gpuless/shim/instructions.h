@@ -16,16 +16,20 @@ inline void* dynamic_shared() {
 
 namespace emulated {
 
+using SharedWord __attribute__((may_alias)) = uint32_t;  // memory that holds values of some other type
+using SharedHalf __attribute__((may_alias)) = uint16_t;
+
 inline const bool eager = std::getenv("CUEMU_EAGER") != nullptr;
 
 // By words of 4 bytes: sanitizers see no memcpy that the compiler has turned into moves, and ThreadSanitizer remembers
 // four accesses to 8 bytes at most.
 inline void land(const cuemu::Copy& copy) {
+  const auto* source = static_cast<const unsigned char*>(copy.source);
+  auto* target = static_cast<SharedWord*>(copy.target);
   for (int i = 0; i < copy.size; i += 4) {
-    unsigned char bytes[4] = {};
-    for (int j = i; j < i + 4 && j < copy.bytes; ++j)
-      bytes[j - i] = static_cast<const volatile unsigned char*>(copy.source)[j];
-    *reinterpret_cast<volatile uint32_t*>(static_cast<char*>(copy.target) + i) = cuemu::bits_as<uint32_t>(bytes);
+    uint32_t word = 0;
+    for (int j = i; j < i + 4 && j < copy.bytes; ++j) word |= static_cast<uint32_t>(source[j]) << j % 4 * 8;
+    target[i / 4] = word;
   }
 }
 
@@ -72,12 +76,13 @@ void load_matrices(uint32_t (&words)[4], const void* row) {
   cuemu::meet(cuemu::kAllLanes, exchange);
   const int group = cuemu::current->lane / 4, pair = cuemu::current->lane % 4 * 2;
   for (int matrix = 0; matrix < 4; ++matrix) {
-    uint16_t found[2];
-    for (int i = 0; i < 2; ++i) {
-      const int stored_row = TRANSPOSED ? pair + i : group, column = TRANSPOSED ? group : pair + i;
-      found[i] = static_cast<const volatile uint16_t*>(exchange.address[8 * matrix + stored_row])[column];
-    }
-    words[matrix] = found[0] | static_cast<uint32_t>(found[1]) << 16;
+    const auto value = [&](int stored_row, int column) {
+      return static_cast<const SharedHalf*>(exchange.address[8 * matrix + stored_row])[column];
+    };
+    if constexpr (TRANSPOSED)
+      words[matrix] = value(pair, group) | static_cast<uint32_t>(value(pair + 1, group)) << 16;
+    else
+      words[matrix] = static_cast<const SharedWord*>(exchange.address[8 * matrix + group])[pair / 2];
   }
 }
 
