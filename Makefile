@@ -7,11 +7,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH ?= --compile
 GPU_CHECK ?=
-SOURCES := setup.py pyproject.toml requirements-dev.txt $(shell find csrc kernels -name '*.cpp' -o -name '*.h')
-CXX_FILES := $(shell find csrc kernels -name '*.cpp' -o -name '*.h')
+CXX_FILES := $(shell find csrc kernels tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := setup.py pyproject.toml requirements-dev.txt $(filter csrc/% kernels/%,$(CXX_FILES))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench gpu-check kernel-report clean
+.PHONY: help install demo test lint format bench gpu-check kernel-report cuda-link clean
 
 help:  ## Say what the targets do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
@@ -47,8 +47,11 @@ bench: $(STAMP)  ## Time every case and operator, renew the figures of README.md
 	$(BIN)/xattr-cuda bench --case all --memory --count --scaling --overhead $(BENCH) --output build/bench --readme README.md
 	$(BIN)/python -m pytest benchmarks/operators.py --benchmark-only --benchmark-columns=median,iqr,rounds
 
-kernel-report: $(STAMP)  ## Compile every Triton kernel for every architecture, without a GPU: registers, spills, instructions
+kernel-report: $(STAMP)  ## Compile every GPU kernel for every architecture, without a GPU: registers, spills, instructions
 	PYTHONPATH=tests $(BIN)/python -m gpuless.kernel_report --output build/kernel-report.json
+
+cuda-link: $(STAMP)  ## Build, link and import the CUDA kernels with a CUDA build of torch, without a GPU; needs nvcc (downloads gigabytes)
+	PYTHONPATH=tests $(BIN)/python -m gpuless.cuda_link
 
 gpu-check:  ## On a machine with a GPU, torch and triton, without network or .venv: build, test and time there (under 8 minutes)
 	$(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)

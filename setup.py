@@ -6,6 +6,8 @@ FORCE_CUDA=0 leaves it out; CUDA_HOME, TORCH_CUDA_ARCH_LIST and MAX_JOBS mean wh
 
 import os
 import platform
+import re
+import subprocess
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -26,6 +28,7 @@ LEAVES = {  # the leaves of kernels/, which become subpackages of xattr_cuda.ker
 # OpenMP is compiled for but not linked: the symbols come from the runtime that torch has loaded, so that one pool of
 # threads serves both.
 BASE_FLAGS = ["-O3", "-fopenmp", "-Wall", "-Wno-sign-compare", "-Wno-unknown-pragmas"]
+NVCC_FLAGS = ["-O3", "-diag-suppress", "3189"]  # torch's headers have a variable called `module`
 ISA_FLAGS = {  # the vector code is compiled once for each; the fastest that the processor has is chosen at run time
     "DEFAULT": [],
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
@@ -45,20 +48,36 @@ def use_cuda():
     """Whether to compile csrc/cuda, and why."""
     force, sources = os.environ.get("FORCE_CUDA", ""), relative((ROOT / "csrc" / "cuda").glob("*.cu"))
     missing = None
-    if not sources:
-        missing = "this version has no CUDA sources"
-    elif torch.version.cuda is None:
+    if torch.version.cuda is None:
         missing = f"torch {torch.__version__} is a CPU build"
-    elif cpp_extension.CUDA_HOME is None:
+    elif toolkit() == (0, 0):
         missing = "no CUDA toolkit was found (set CUDA_HOME)"
+    elif toolkit()[0] != int(torch.version.cuda.split(".")[0]):
+        missing = f"the toolkit is CUDA {'.'.join(map(str, toolkit()))} and torch was built with {torch.version.cuda}"
     if force == "1" and missing:
         raise SystemExit(f"xattr_cuda: FORCE_CUDA=1, but {missing}")
     if force == "0" or missing:
         say(f"no CUDA kernels: {'FORCE_CUDA=0' if force == '0' else missing}")
         return []
-    arch = os.environ.get("TORCH_CUDA_ARCH_LIST", "the GPUs present")
-    say(f"CUDA kernels with {cpp_extension.CUDA_HOME} for {arch}")
+    say(f"CUDA kernels with {cpp_extension.CUDA_HOME} for {architectures()}")
     return sources
+
+
+def toolkit():
+    """The version of the toolkit, (major, minor); (0, 0) where its compiler or its headers are missing."""
+    home = Path(cpp_extension.CUDA_HOME or "/nowhere")
+    nvcc, header = home / "bin" / "nvcc", home / "include" / "cuda_runtime_api.h"
+    if not nvcc.exists() or not header.exists():
+        return 0, 0
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def architectures():
+    """What to compile the CUDA kernels for; the machine that builds may have no GPU, or another one."""
+    known = "8.0;9.0;10.0+PTX" if toolkit() >= (12, 8) else "8.0;9.0+PTX"
+    return os.environ.setdefault("TORCH_CUDA_ARCH_LIST", known)
 
 
 def isas():
@@ -77,7 +96,7 @@ def torch_extension():
         sources + cuda_sources,
         include_dirs=[str(ROOT / "csrc"), str(ROOT / "kernels")],
         define_macros=macros,
-        extra_compile_args={"cxx": BASE_FLAGS, "nvcc": ["-O3"]},
+        extra_compile_args={"cxx": BASE_FLAGS, "nvcc": NVCC_FLAGS},
     )
 
 

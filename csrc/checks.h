@@ -1,4 +1,4 @@
-// Argument checks of the operators: the twin of xattr_cuda/ops/signature.py. All raise ValueError.
+// What the checks of the operators (signature.h) are made of. All raise ValueError.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -11,6 +11,9 @@
 
 #include "cpu/isa/kernels.h"
 #include "cpu/sweep_plan.h"
+#ifdef XATTR_CUDA
+#include "cuda/serving.h"
+#endif
 #include "perceptron_node.h"
 
 namespace {
@@ -30,7 +33,7 @@ std::map<std::string, std::string> build_info() {
 #endif
       },
 #ifdef XATTR_CUDA
-      {"cuda", "yes"},
+      {"cuda", xattr::cuda_build()},
 #else
       {"cuda", "no"},
 #endif
@@ -46,6 +49,16 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Kernels of xattr_cuda. Importing this module registers them with PyTorch's dispatcher.";
   m.def("build_info", &build_info, "How the extension was built: a dict of str to str.");
   m.def("cpu_capability", &xattr::instruction_set, "The instruction set that the CPU kernels use on this processor.");
+#ifdef XATTR_CUDA
+  m.def("set_cuda_kernels", &xattr::set_cuda_kernels, "Whether the CUDA kernels are used, or the layer below them is.");
+  m.def(
+      "has_cuda_code", [](int device) { return xattr::has_cuda_code(at::Device(at::kCUDA, device)); },
+      "Whether the CUDA kernels were built for a device.");
+  m.def(
+      "serves_perceptron",
+      [](const std::vector<at::Tensor>& weights) { return xattr::perceptron_kernels_serve(weights); },
+      "Whether the CUDA kernels take a perceptron with these weights, which have two dimensions each.");
+#endif
 
   py::class_<xattr::SweepPlan>(m, "SweepPlan", "How the CPU sweeps a perceptron of these widths, in fp32 or bf16.")
       .def(

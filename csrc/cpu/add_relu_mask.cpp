@@ -3,17 +3,13 @@
 #include <torch/library.h>
 
 #include "cpu/elementwise.h"
+#include "signature.h"
 
 namespace xattr {
 
 std::tuple<at::Tensor, at::Tensor> add_relu_mask(
     const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& slope) {
-  check_values("add_relu_mask", "a", a);
-  check_like("add_relu_mask", "b", b, "a", a);
-  TORCH_CHECK_VALUE(
-      a.sizes() == b.sizes(), "xattr::add_relu_mask: `a` has shape ", a.sizes(), " and `b` ", b.sizes(),
-      "; wanted one shape (expand the smaller first)");
-  check_slope("add_relu_mask", slope, a, a.size(-1));
+  check_add_relu_mask(a, b, slope);
   const at::Tensor left = a.contiguous(), right = b.contiguous();
   at::Tensor h = at::empty(a.sizes(), a.options());
   at::Tensor bits = at::empty(bits_shape(a.sizes()), a.options().dtype(at::kInt));

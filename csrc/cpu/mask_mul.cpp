@@ -3,13 +3,12 @@
 #include <torch/library.h>
 
 #include "cpu/elementwise.h"
+#include "signature.h"
 
 namespace xattr {
 
 at::Tensor mask_mul(const at::Tensor& t, const at::Tensor& bits, const std::optional<at::Tensor>& slope) {
-  check_values("mask_mul", "t", t);
-  check_bits("mask_mul", bits, t.sizes(), t);
-  check_slope("mask_mul", slope, t, t.size(-1));
+  check_mask_mul(t, bits, slope);
   at::Tensor out = at::empty(t.sizes(), t.options());
   const at::Tensor source = t.contiguous(), mask = bits.contiguous();
   const SlopeArgument factor(slope);

@@ -58,10 +58,4 @@ int32_t* mask_rows(at::TensorList bits, int64_t l, int64_t row) {
   return static_cast<int32_t*>(mask.data_ptr()) + row * mask.size(1);
 }
 
-SweepPlan Perceptron::plan(int64_t rows) const {
-  std::vector<int64_t> widths;
-  for (int64_t l = 0; l <= layers(); ++l) widths.push_back(width(l));
-  return SweepPlan(widths, rows, weights[0].scalar_type());
-}
-
 }  // namespace xattr

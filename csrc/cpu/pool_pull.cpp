@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "cpu/pooling.h"
+#include "signature.h"
 
 namespace xattr {
 
@@ -10,12 +11,7 @@ at::Tensor pool_pull(
     const at::Tensor& g, const at::Tensor& idx, at::IntArrayRef shape, at::IntArrayRef kernel, at::IntArrayRef stride,
     at::IntArrayRef padding, at::IntArrayRef dilation) {
   const Windows windows{kernel, stride, padding, dilation};
-  check_values("pool_pull", "g", g);
-  check_windows("pool_pull", windows);
-  check_batch("pool_pull", "shape", shape, windows.dims());
-  check_idx("pool_pull", idx, shape, windows, g);
-  TORCH_CHECK_VALUE(
-      g.sizes() == idx.sizes(), "xattr::pool_pull: `g` has shape ", g.sizes(), "; wanted that of `idx`, ", idx.sizes());
+  check_pool_pull(g, idx, shape, windows);
   const auto format = pool_format(idx);
   const at::Tensor source = g.contiguous(format), indices = idx.contiguous(format);
   at::Tensor out = at::empty(shape, g.options().memory_format(format));

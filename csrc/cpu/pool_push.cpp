@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "cpu/pooling.h"
+#include "signature.h"
 
 namespace xattr {
 
@@ -10,10 +11,7 @@ at::Tensor pool_push(
     const at::Tensor& v, const at::Tensor& idx, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
     at::IntArrayRef dilation) {
   const Windows windows{kernel, stride, padding, dilation};
-  check_values("pool_push", "v", v);
-  check_windows("pool_push", windows);
-  check_batch("pool_push", "v", v.sizes(), windows.dims());
-  check_idx("pool_push", idx, v.sizes(), windows, v);
+  check_pool_push(v, idx, windows);
   const auto format = pool_format(idx);
   const at::Tensor source = v.contiguous(format), indices = idx.contiguous(format);
   at::Tensor out = at::empty(idx.sizes(), v.options().memory_format(format));

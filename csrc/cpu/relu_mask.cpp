@@ -3,12 +3,12 @@
 #include <torch/library.h>
 
 #include "cpu/elementwise.h"
+#include "signature.h"
 
 namespace xattr {
 
 std::tuple<at::Tensor, at::Tensor> relu_mask(const at::Tensor& z, const std::optional<at::Tensor>& slope) {
-  check_values("relu_mask", "z", z);
-  check_slope("relu_mask", slope, z, z.size(-1));
+  check_relu_mask(z, slope);
   const at::Tensor source = z.contiguous();
   at::Tensor h = at::empty(z.sizes(), z.options());
   at::Tensor bits = at::empty(bits_shape(z.sizes()), z.options().dtype(at::kInt));

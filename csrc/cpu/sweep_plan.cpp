@@ -2,6 +2,8 @@
 
 #include <ATen/Parallel.h>
 
+#include "cpu/perceptron.h"
+
 namespace xattr {
 
 namespace {
@@ -32,6 +34,12 @@ SweepPlan::SweepPlan(const std::vector<int64_t>& widths, int64_t rows, c10::Scal
   // Gradients of bf16 are summed in fp32, which has no place in the result.
   sums_gradients = threads == 1 || height * threads < rows || dtype != c10::kFloat;
   repeats_last = sums_gradients && is_narrow(widths.back());
+}
+
+SweepPlan Perceptron::plan(int64_t rows) const {
+  std::vector<int64_t> widths;
+  for (int64_t l = 0; l <= layers(); ++l) widths.push_back(width(l));
+  return SweepPlan(widths, rows, weights[0].scalar_type());
 }
 
 }  // namespace xattr

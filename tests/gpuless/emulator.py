@@ -11,7 +11,7 @@ Any violation raises PtxError and names the instruction:
 
 Not seen: races in global memory, lanes of one warp against each other, atomics in shared memory. Not emulated, and
 refused with a PtxError: what sm_90 and later add (TMA, mbarrier, wgmma, tcgen05), textures, local memory, calls of
-device functions, named barriers, mma on integers and on eight-bit floats, parameters that are structures.
+device functions, named barriers, mma on integers and on eight-bit floats.
 
 Not to the last bit: mma and fma sum in float64 and round once; approximations such as ex2.approx are the exact value
 rounded; denormals are kept. Blocks run in order, without caches, weak memory ordering or a clock.
@@ -44,7 +44,8 @@ def run(
     """Execute a kernel over its grid; returns the number of instructions stepped through.
 
     kernel: PTX text, or what `parse` returned; entry: its name, or a part of it.
-    args: CPU tensors, numpy arrays, whole numbers and floats in the order of the parameters.
+    args: CPU tensors, numpy arrays, whole numbers, floats, and for a structure passed by value a Record (records.py),
+        in the order of the parameters.
     block: threads of a block; by default what the kernel demands (.reqntid). shared_bytes: dynamic shared memory.
     threads_at_once: blocks with about so many threads run side by side, which is a matter of speed alone.
     races: whether shared memory is checked for missing barriers.

@@ -14,7 +14,7 @@ from .arithmetic import Arithmetic
 from .conversions import Conversions, reject_modifiers
 from .formats import Array
 from .moves import Moves
-from .ptx import UINT, Instruction, Kernel, PtxError
+from .ptx import UINT, Instruction, Kernel, Parameter, PtxError
 from .warp import WarpWide
 
 TRITON_SCRATCH = 2  # pointers to scratch memory that Triton adds to the parameters; left out, they are null
@@ -48,6 +48,7 @@ class Run(Arithmetic, Conversions, Moves, WarpWide):
         self.pc = np.zeros(self.count, np.int64)
         self.state = np.zeros(self.count, np.int8)
         self.init_memory(dynamic_bytes, races)
+        self.structures = {}
         self.parameters = self._parameter_values(args)
 
     def _special_registers(self, grid: Dim3, block: Dim3, blocks: Array) -> dict[str, Array]:
@@ -68,8 +69,9 @@ class Run(Arithmetic, Conversions, Moves, WarpWide):
             raise PtxError(f"{self.kernel.name} takes {len(declared)} parameters, got {len(given)}")
         values = {}
         for parameter, value in zip(declared, [*given, *[0] * missing], strict=True):
-            if parameter.is_array:
-                raise PtxError(f"not emulated: parameter {parameter.name} passed by value as a structure")
+            if parameter.structure:
+                self.structures[parameter.name] = self._structure(parameter, value)
+                continue
             if hasattr(value, "data_ptr") or isinstance(value, np.ndarray):
                 value = self.map_buffer(value)
             if parameter.is_float or isinstance(value, float):
@@ -78,6 +80,13 @@ class Run(Arithmetic, Conversions, Moves, WarpWide):
                 raw = int(value & (2**parameter.bits - 1)).to_bytes(8, "little")
             values[parameter.name] = np.frombuffer(raw, UINT[parameter.bits])[0]
         return values
+
+    def _structure(self, parameter: Parameter, value: Any) -> int:
+        """Where a structure (a Record of records.py) lies; its pointers lead to the windows of their tensors."""
+        found = np.frombuffer(value.bytes_with(self.map_buffer), np.uint8)
+        if found.size != parameter.structure:
+            raise PtxError(f"{self.kernel.name} takes a structure of {parameter.structure} bytes, got {found.size}")
+        return self.map_buffer(found)
 
     def go(self, max_steps: int) -> int:
         """Run to the end; returns the number of instructions stepped through."""

@@ -13,8 +13,8 @@ from .ptx import SINT, UINT, Kernel, PtxError, dtype, width
 class Machine:
     """State of a run.
 
-    count: threads; block, warp, lane: of every thread, counted over all blocks; warps: in all. The base of the mixins
-    that hold the handlers.
+    count: threads; block, warp, lane: of every thread, counted over all blocks; warps: in all. parameters: values;
+    structures: addresses of those passed by value. The base of the mixins that hold the handlers.
     """
 
     kernel: Kernel
@@ -28,6 +28,7 @@ class Machine:
     values: dict[str, Array]
     special: dict[str, Array]
     parameters: dict[str, np.generic]
+    structures: dict[str, int]
 
     RUNNING, EXITED, WAITING = 0, 1, 2
 
@@ -56,6 +57,8 @@ class Machine:
         if name[:2] in ("0d", "0D"):
             double = np.full(self.count, int(name[2:], 16), np.uint64)
             return double.view(np.float64).astype(np.float32).view(np.uint32) if bits == 32 else double
+        if name in self.structures:
+            return np.full(self.count, self.structures[name], UINT[bits])
         if name in self.kernel.shared:
             return np.full(self.count, self.kernel.shared[name], UINT[bits])
         if name in self.parameters:

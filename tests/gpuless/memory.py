@@ -83,8 +83,9 @@ class Memory(Machine):
         name, offset = _address_parts(operand)
         declared = self.kernel.registers.get(name)
         if declared is None:
-            base = self.kernel.shared.get(name, 0) if name not in self.parameters else self.parameter_place(name)
-            return np.full(self.count, base + offset, np.uint64)
+            shared = self.kernel.shared.get(name, 0)
+            symbol = self.parameter_place(name) if name in self.parameters else self.structures.get(name, shared)
+            return np.full(self.count, symbol + offset, np.uint64)
         bits = 64 if declared.endswith("64") else 32
         return self.get(name, f"u{bits}").astype(np.uint64) + np.uint64(offset % 2**bits)
 
@@ -98,14 +99,14 @@ class Memory(Machine):
         return (self.block[active] * self.block_bytes + address.astype(np.int64))[:, None] + np.arange(size)
 
     def global_parts(
-        self, address: Array, size: int, active: Array, x: Instruction
+        self, address: Array, size: int, active: Array, x: Instruction, alignment: int = 0
     ) -> Iterator[tuple[Array, Array, Array]]:
-        """(buffer, threads, offsets in bytes) for every buffer that is touched."""
+        """(buffer, threads, offsets in bytes) for every buffer that is touched. alignment: `size` if it is zero."""
         threads = np.nonzero(active)[0]
         address = address[threads]
         which = (address >> np.uint64(_WINDOW)).astype(np.int64) - _FIRST
         offset = (address & np.uint64(0xFFFFFFFF)).astype(np.int64)
-        if (offset % size).any():
+        if (offset % (alignment or size)).any():
             raise PtxError(f"global misaligned: {x.text}")
         for number in np.unique(which):
             mine = which == number
@@ -199,7 +200,8 @@ class Memory(Machine):
         for part_size in np.unique(taken[active]):
             if part_size:
                 part = active & (taken == part_size)
-                data[part, :part_size] = self.load(False, source, int(part_size), part, x)[part]
+                for buffer, whose, offset in self.global_parts(source, int(part_size), part, x, alignment=size):
+                    data[whose, :part_size] = buffer[offset[:, None] + np.arange(part_size)]
         self.shared[ix] = 0xFF
         self.in_flight[ix] = True
         self.copies.append((threads, ix, data[active], self.committed[threads]))

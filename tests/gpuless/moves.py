@@ -51,7 +51,7 @@ class Moves(Memory):
 
     def i_ld(self, x: Instruction, active: Array) -> None:
         target, source = x.args
-        if "param" in x.modifiers:
+        if "param" in x.modifiers and self._are_parameters(source, active):
             self.put(target, self._parameter(source, active, x), active)
             return
         targets = as_list(target)
@@ -61,10 +61,14 @@ class Moves(Memory):
             part = np.ascontiguousarray(raw[:, i * size : (i + 1) * size])
             self.put(name, part.view(dtype(x.kind))[:, 0], active)
 
+    def _are_parameters(self, source: str, active: Array) -> bool:
+        """Whether these are addresses of parameters, and not of a structure."""
+        return bool((self.address(source)[active] < np.uint64(8 * len(self.parameters))).all())
+
     def _parameter(self, source: str, active: Array, x: Instruction) -> Array:
         every = np.array([int(value) for value in self.parameters.values()], np.uint64)
         places = np.where(active, self.address(source), np.uint64(0))
-        if (places % np.uint64(8)).any() or (places >= np.uint64(8 * len(every))).any():
+        if (places % np.uint64(8)).any():
             raise PtxError("not emulated: a part of a parameter: " + x.text)
         return every[places // np.uint64(8)].astype(UINT[width(x.kind)]).view(dtype(x.kind))
 

@@ -70,12 +70,12 @@ class Instruction:
 
 @dataclass
 class Parameter:
-    """A parameter of a kernel. is_array: it is a structure passed by value."""
+    """A parameter of a kernel. structure: its bytes, where it is a structure passed by value, else zero."""
 
     name: str
     is_float: bool
     bits: int
-    is_array: bool
+    structure: int
 
 
 @dataclass
@@ -124,9 +124,9 @@ def _body(text: str, start: int) -> str:
 
 
 def _parameters(text: str) -> list[Parameter]:
-    one = r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(?:\.ptr[^,\n]*?\s)?([\w$]+)(\[\d+\])?\s*(?:,|$)"
+    one = r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(?:\.ptr[^,\n]*?\s)?([\w$]+)(?:\[(\d+)\])?\s*(?:,|$)"
     found = re.findall(one, text.strip())
-    return [Parameter(name, kind[0] == "f", width(kind), bool(array)) for kind, name, array in found]
+    return [Parameter(name, kind[0] == "f", width(kind), int(size or 0)) for kind, name, size in found]
 
 
 def _shared_layout(text: str) -> tuple[dict[str, int], int]:

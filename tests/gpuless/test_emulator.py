@@ -1,5 +1,6 @@
 """The emulator of PTX: results of compiled and of hand-written kernels, and wrong ones that it must find out."""
 
+import ctypes
 import re
 
 import numpy as np
@@ -12,6 +13,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from gpuless import emulator, samples
 from gpuless.emulator import PtxError
 from gpuless.offline import compile_kernel
+from gpuless.records import Pointer, Record, SharedPlan
 
 M, N, K = 96, 160, 112
 BLOCKS = {"BM": 64, "BN": 64, "BK": 32}
@@ -243,6 +245,28 @@ WRONG = {
 def test_a_wrong_kernel_is_found_out(message):
     with pytest.raises(PtxError, match=message):
         run_kernel(WRONG[message])
+
+
+def test_a_structure_is_passed_by_value():
+    text = kernel(
+        """ld.param.u64 %rd3, [s+8];
+mov.b64 %rd4, s;
+ld.param.u32 %r4, [%rd4+4];
+add.s64 %rd3, %rd3, 4;
+st.global.u32 [%rd3], %r4;"""
+    )
+    text = text.replace(".param .u64 out)", ".param .u64 out, .param .align 8 .b8 s[16])").replace(
+        "s[256]", "memory[256]"
+    )
+
+    class Pair(ctypes.Structure):
+        _fields_ = (("unused", ctypes.c_int32), ("value", ctypes.c_int32), ("target", Pointer))
+
+    target = torch.zeros(2, dtype=torch.int32)
+    emulator.run(text, [np.zeros(64, np.int32), Record(Pair(), value=7, target=target)], 1, 32)
+    assert target.tolist() == [0, 7]
+    with pytest.raises(PtxError, match="structure of 16 bytes, got 100"):
+        emulator.run(text, [np.zeros(64, np.int32), Record(SharedPlan())], 1, 32)
 
 
 def test_an_endless_loop_is_found_out():

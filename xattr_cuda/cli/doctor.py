@@ -40,5 +40,11 @@ def doctor() -> None:
         colour = COLOURS[backend.state]
         table.add_row(backend.name, f"[{colour}]{backend.state}[/{colour}]", escape(backend.words))
     console.print(table)
+    served = Table(title="Operators: the back end that serves them", title_justify="left")
+    for column in ("operator", "on the CPU", "on the GPU"):
+        served.add_column(column, no_wrap=True)
+    for name, where in health.operators().items():
+        served.add_row(name, *where)
+    console.print(served)
     if any(backend.state == "wrong" for backend in found):
         raise typer.Exit(1)

@@ -56,6 +56,16 @@ def build() -> dict[str, str]:
     return found
 
 
+def operators() -> dict[str, tuple[str, str]]:
+    """Operator to the back ends that serve it on the CPU and on the GPU; a dash where there is no GPU."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    here = torch.cuda.is_available()
+    return {
+        name: ("cpu" if has(f"xattr::{name}", "CPU") else "reference", gpu.serving(name) if here else "-")
+        for name in ops.SCHEMAS
+    }
+
+
 def _whole(generator: torch.Generator, *shape: int, high: int = 3) -> Tensor:
     """Small whole numbers, which float32 and its products hold exactly, so that results must agree to the bit."""
     return torch.randint(-high, high + 1, shape, generator=generator).float()

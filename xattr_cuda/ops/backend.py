@@ -34,7 +34,7 @@ def unavailable(backend: str) -> str:
     if backend == "triton":
         return gpu.unavailable()
     if backend == "cuda":
-        return "this version has no kernels in CUDA C++; GPU tensors run on Triton"
+        return gpu.native_unavailable()
     return ""
 
 
@@ -47,9 +47,10 @@ def active() -> str:
 def use_backend(name: str) -> Iterator[None]:
     """Force a back end inside a `with` block.
 
-    name: `reference` (pure PyTorch, any device), `cpu` (the C++ kernels), `triton` (the GPU kernels; what they do not
-    serve, such as float64, runs on the reference), `cuda`, or `auto`, the default: the fastest that the tensors' device
-    has. The choice holds for all threads of the process. A backward pass runs on the back end of its forward pass.
+    name: `reference` (pure PyTorch, any device), `cpu` (the C++ kernels), `triton` (the GPU kernels in Triton; what
+    they do not serve, such as float64, runs on the reference), `cuda` (those in CUDA C++; what they do not serve runs
+    as where the extension has none), or `auto`, the default: the fastest that the tensors' device has. The choice holds
+    for all threads of the process. A backward pass runs on the back end of its forward pass.
     Raises RuntimeError, with what to do, where the back end cannot run.
     """
     if name != "auto" and (reason := unavailable(name)):
@@ -65,6 +66,7 @@ def use_backend(name: str) -> Iterator[None]:
 def _set(name: str) -> None:
     global _active, _device
     _active, gpu.forced = name, name == "triton"
+    gpu.use_native(name != "triton")
     _device = {"cpu": "cpu", "triton": gpu.device(), "cuda": "cuda"}.get(name)
 
 
@@ -98,8 +100,8 @@ def has_perceptron_kernels(weights: Sequence[Tensor]) -> bool:
     if device == "cpu" and _active in ("auto", "cpu"):
         return extension is not None
     # Tensors without values go the way of a GPU's, so that what it would do can be recorded.
-    on_triton = device in ("cuda", "meta") if _active == "auto" else _active == "triton"
-    return on_triton and gpu.serves_perceptron(weights)
+    on_gpu = device in ("cuda", "meta") if _active in ("auto", "cuda") else _active == "triton"
+    return on_gpu and gpu.serves_perceptron(weights)
 
 
 def implementation(name: str) -> Callable[..., Any]:

@@ -1,6 +1,10 @@
-"""Operators on GPU tensors: the Triton kernel where there is one that works, the reference elsewhere.
+"""Operators on GPU tensors: the kernel in CUDA C++ where the extension has one, else Triton's, else the reference.
 
-This is the one place where that is chosen. Triton is imported, and a kernel compiled, when a GPU tensor first needs it.
+This is the one place where that is chosen. An operator with a kernel in CUDA C++ (`NATIVE`) goes there from PyTorch's
+dispatcher, without Python between; for what that does not serve, such as float64, its glue calls the operator of the
+same name in `xattr_below`, which is what all others are: Triton over the reference.
+
+Triton is imported, and a kernel compiled, when a GPU tensor first needs it.
 A Triton that is missing, or a kernel that fails to compile or to start, is reported in one warning and replaced by the
 reference from then on; unless the back end was forced (`use_backend("triton")`), where it is an error. What a kernel
 does not serve, float64 among it, goes to the reference without a word.
@@ -19,7 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import signature
-from .library import checked_reference
+from .library import checked_reference, extension
 from .schemas import NAMESPACE, SCHEMAS
 
 OLDEST = (8, 0)  # compute capability: below it there is no bf16, nor the asynchronous copies that kernels are made for
@@ -31,7 +35,13 @@ forced = False
 failures: dict[str, str] = {}
 """Why an operator runs on the reference although it has a kernel, by operator."""
 
+NATIVE = frozenset(
+    name for name in SCHEMAS if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CUDA")
+)
+"""The operators for which the extension has registered a kernel in CUDA C++."""
+
 _library = torch.library.Library(NAMESPACE, "IMPL")
+_below = torch.library.Library(f"{NAMESPACE}_below", "DEF")
 _reference = {name: checked_reference(name) for name in SCHEMAS}
 
 
@@ -140,7 +150,7 @@ def _faster(name: str, args: Sequence[Any], fused: Callable[..., Any]) -> Callab
         return fused
     if name.startswith("mlp_"):
         weights = next(arg for arg in args if isinstance(arg, (list, tuple)))
-        return fused if serves_perceptron(weights) else _reference[name]
+        return fused if _triton_serves_perceptron(weights) else _reference[name]
     by_parts = getattr(_kernels()[0], "by_parts", None)
     if by_parts is None or name not in by_parts.LAUNCHERS or not by_parts.pays(name, *args[:2]):
         return fused
@@ -155,7 +165,12 @@ def serves(name: str, t: Tensor) -> bool:
 
 
 def serves_perceptron(weights: Sequence[Tensor]) -> bool:
-    """Whether a perceptron with these weights, which have two dimensions each, is swept whole by Triton kernels."""
+    """Whether a perceptron with these weights, which have two dimensions each, is swept whole by kernels."""
+    native = "mlp_attribute" in NATIVE and weights[0].is_cuda and extension.serves_perceptron(list(weights))
+    return native or _triton_serves_perceptron(weights)
+
+
+def _triton_serves_perceptron(weights: Sequence[Tensor]) -> bool:
     if not all(serves(name, weights[0]) for name in ("mlp_attribute", "mlp_attribute_backward")):
         return False
     perceptron = getattr(_kernels()[0], "perceptron", None)
@@ -195,7 +210,41 @@ def runner(name: str) -> Callable[..., Any]:
 RUNNERS = {name: runner(name) for name in SCHEMAS}
 
 for _name, _run in RUNNERS.items():
-    _library.impl(_name, _run, "CUDA")
+    if _name in NATIVE:
+        _below.define(_name + SCHEMAS[_name].replace("SymInt", "int"))
+        _below.impl(_name, _run, "CUDA")
+    else:
+        _library.impl(_name, _run, "CUDA")
+
+
+def below(name: str) -> Callable[..., Any]:
+    """Operator `name` without its kernel in CUDA C++: for those of NATIVE."""
+    return cast(Callable[..., Any], getattr(getattr(torch.ops, f"{NAMESPACE}_below"), name))
+
+
+def native_unavailable() -> str:
+    """Why no kernel in CUDA C++ can run here, and what to do about it; empty if they can."""
+    if not NATIVE:
+        return "the extension was built without CUDA kernels; install the toolkit of torch's CUDA, then reinstall"
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no GPU"
+    if extension.has_cuda_code(torch.cuda.current_device()):
+        return ""
+    name = torch.cuda.get_device_name()
+    return f"the CUDA kernels were not built for {name}; reinstall with its TORCH_CUDA_ARCH_LIST"
+
+
+def use_native(on: bool) -> None:
+    """Whether the kernels in CUDA C++ are used, or what lies below them."""
+    if NATIVE:
+        extension.set_cuda_kernels(on)
+
+
+def serving(name: str) -> str:
+    """The back end that runs operator `name` for the fp32 tensors of the GPU that is here."""
+    if name in NATIVE and not native_unavailable():
+        return "cuda"
+    return "triton" if serves(name, torch.empty(0, device="cuda")) else "reference"
 
 
 class OnTriton(TorchDispatchMode):

@@ -2,7 +2,7 @@
 
 One function an operator: it validates the arguments and returns a `Spec` for each result, a list of them for a list.
 The fake (meta) kernels allocate from it and the reference is guarded by it. The C++ kernels make the same checks in
-`csrc/checks.h` and `csrc/cpu/perceptron.h`.
+`csrc/signature.h` and `csrc/cpu/perceptron.h`.
 """
 
 import math

@@ -1,0 +1,6 @@
+// Stands in for PyTorch's header: see CUDAStream.h.
+#pragma once
+
+#include "CUDAStream.h"
+
+#define C10_CUDA_KERNEL_LAUNCH_CHECK() static_cast<void>(0)

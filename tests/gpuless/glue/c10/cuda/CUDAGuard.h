@@ -1,0 +1,4 @@
+// Stands in for PyTorch's header: see CUDAStream.h.
+#pragma once
+
+#include "CUDAStream.h"

@@ -1,0 +1,170 @@
+"""The CUDA C++ kernels of a whole perceptron, run by g++ and held against PyTorch's own error."""
+
+import pytest
+import torch
+from cases import pack_bits
+from torch.utils._pytree import tree_leaves
+
+from . import shim
+from .cuda_perceptron import MATHS, OnShim
+from .perceptrons import CHAINS, Net, Operators, assert_as_good, chain_of, down, exact, gradients, nearest, net, up
+from .toolchain import needs_shim
+
+NETWORKS = {
+    "one layer": ((16, 5), 70),
+    "narrow": ((4, 3, 2), 1),
+    "odd": ((7, 5, 3, 2), 17),
+    "even": ((64, 64, 10), 33),
+    "paper": ((118, 512, 128, 32, 1), 40),
+    "widest": ((130, 512, 3), 34),
+    "deepest": ((25, 18, 33, 19, 16, 27, 12, 20, 40, 36, 24, 19, 130, 23, 18, 31, 12), 33),
+}
+"""(widths, rows): tiles of rows and of columns that are not whole, rows of every alignment, the most that is served."""
+
+pytestmark = needs_shim
+by_math = pytest.mark.parametrize("math", MATHS)
+by_network = pytest.mark.parametrize("network", NETWORKS)
+
+
+def on_shim(math: str, **options) -> Operators:
+    kernels = OnShim(math, **options)
+    return Operators(kernels.mlp_attribute, kernels.mlp_attribute_backward, nearest if math == "tf32" else exact)
+
+
+def assert_sweeps_right(ops: Operators, args: Net) -> None:
+    y, a, bits, h, g = ops.mlp_attribute(*args)
+    exactly, unit = args.to(torch.float64), ops.unit(args.x.dtype)
+    plain, truth = up(args.x, args, bits, ops.factor), up(exactly.x, exactly, bits, exact)
+    for k, (got, p, t) in enumerate(zip([*h, y], plain[1:], truth[1:], strict=True)):
+        assert_as_good(got, p, t, f"h_{k + 1}", unit)
+    for k, mask in enumerate(bits):
+        assert torch.equal(mask, pack_bits(h[k] > 0)), f"the mask of h_{k + 1} is not that of the value beside it"
+    plain, truth = down(args.u, args, bits, ops.factor), down(exactly.u, exactly, bits, exact)
+    for k, (got, p, t) in enumerate(zip(g, plain[:-1], truth[:-1], strict=True)):
+        assert_as_good(got, p, t, f"g_{k}", unit)
+    assert_as_good(a, args.x * plain[0], exactly.x * truth[0], "attribution", unit)
+
+
+def assert_gradients_right(ops: Operators, args: Net, chains: str) -> None:
+    swept, chain = ops.swept(args), chain_of(chains, args)
+    plain = gradients(chain, args, *swept, args.x.dtype, ops.factor)
+    truth = gradients(chain, args, *swept, torch.float64, exact)
+    for k, (got, p, t) in enumerate(zip(ops.backward(chain, args, *swept), plain, truth, strict=True)):
+        assert_as_good(got, p, t, f"result {k}", ops.unit(args.x.dtype))
+
+
+@by_network
+@by_math
+def test_the_sweeps_are_within_twice_the_error_of_pytorch(network, math):
+    assert_sweeps_right(on_shim(math), net(*NETWORKS[network], MATHS[math]))
+
+
+@pytest.mark.parametrize("chains", CHAINS)
+@by_network
+@by_math
+def test_gradients_are_within_twice_the_error_of_pytorch(network, math, chains):
+    assert_gradients_right(on_shim(math), net(*NETWORKS[network], MATHS[math]), chains)
+
+
+@pytest.mark.parametrize(("math", "rows"), [("bf16", 16), ("bf16", 64), ("tf32", 16), ("fp32", 64)])
+def test_every_tile_of_rows(math, rows):
+    ops, args = on_shim(math, rows=rows), net((37, 130, 33, 2), 131, MATHS[math])
+    assert_sweeps_right(ops, args)
+    assert_gradients_right(ops, args, "both")
+
+
+@pytest.mark.parametrize("environment", shim.ORDERS[1:], ids=str)
+def test_the_turns_of_threads_and_copies_change_nothing(environment):
+    args = net((37, 70, 33, 2), 70, torch.bfloat16)
+    chain = chain_of("both", args)
+    first, second = (on_shim("bf16", environment=e) for e in ({}, environment))
+    swept = first.swept(args)
+    for got, want in zip(tree_leaves(second.swept(args)), tree_leaves(swept), strict=True):
+        assert torch.equal(got, want)
+    found, wanted = (ops.backward(chain, args, *swept) for ops in (second, first))
+    assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("math", ["bf16", "tf32", "fp32"])
+def test_nothing_is_read_or_written_out_of_bounds(math):
+    ops = on_shim(math, mode="sanitized")
+    for widths, rows in (((7, 5, 3, 2), 17), ((118, 150, 36, 1), 40)):
+        args = net(widths, rows, MATHS[math])
+        assert_sweeps_right(ops, args)
+        assert_gradients_right(ops, args, "both")
+
+
+@pytest.mark.parametrize("environment", [shim.ORDERS[0], shim.ORDERS[-1]], ids=["late", "early"])
+def test_no_two_threads_race(environment):
+    ops, args = on_shim("bf16", rows=16, mode="threads", environment=environment), net((7, 40, 2), 17, torch.bfloat16)
+    assert_sweeps_right(ops, args)
+    assert_gradients_right(ops, args, "both")
+
+
+def test_a_block_that_takes_several_spans_adds_to_its_sums():
+    assert_gradients_right(on_shim("bf16", blocks=2, span_rows=32), net((20, 33, 2), 150, torch.bfloat16), "both")
+
+
+@pytest.mark.parametrize("present", ["a", "s", "ac", "as"])
+def test_the_own_chain_starts_where_it_is_told(present):
+    ops, args = on_shim("bf16"), net((20, 33, 1), 70, torch.bfloat16)
+    x, a, s, c, _ = chain_of("own", args)
+    chain = (x, *(t if name in present else None for name, t in (("a", a), ("s", s), ("c", c))), None)
+    swept = ops.swept(args)
+    plain, truth = (gradients(chain, args, *swept, dtype, exact) for dtype in (torch.bfloat16, torch.float64))
+    for k, (got, p, t) in enumerate(zip(ops.backward(chain, args, *swept), plain, truth, strict=True)):
+        assert_as_good(got, p, t, f"result {k}")
+
+
+@pytest.mark.parametrize("keep", [([], []), ([1], [0]), ([2], [1, 2])], ids=str)
+def test_what_is_kept_changes_nothing_else(keep):
+    ops, args = on_shim("bf16"), net((37, 70, 33, 1), 70, torch.bfloat16)
+    y, a, bits, h, g = ops.mlp_attribute(*args)
+    y2, a2, bits2, h2, g2 = ops.mlp_attribute(*args[:4], *keep)
+    for got, want in zip([y2, a2, *bits2], [y, a, *bits], strict=True):
+        assert torch.equal(got, want)
+    assert all(torch.equal(got, h[k - 1]) for got, k in zip(h2, keep[0], strict=True))
+    assert all(torch.equal(got, g[k]) for got, k in zip(g2, keep[1], strict=True))
+
+
+@pytest.mark.parametrize("chains", CHAINS)
+@pytest.mark.parametrize("trained", [[], [1], [3], [1, 3]], ids=str)
+def test_layers_that_are_not_trained_change_no_other_result(trained, chains):
+    ops, args = on_shim("bf16"), net((20, 33, 16, 5), 70, torch.bfloat16)
+    swept, chain = ops.swept(args), chain_of(chains, args)
+    *everything, v_end, delta_end = ops.backward(chain, args, *swept)
+    *few, same_v, same_delta = ops.backward(chain, args, *swept, trained)
+    assert all(torch.equal(got, everything[k - 1]) for k, got in zip(trained, few, strict=True))
+    assert torch.equal(v_end, same_v)
+    assert torch.equal(delta_end, same_delta)
+    *alone, no_v, no_delta = ops.backward(chain, args, *swept, trained, ends=False)
+    assert all(torch.equal(got, everything[k - 1]) for k, got in zip(trained, alone, strict=True))
+    assert no_v.shape == no_delta.shape == (0,)
+
+
+@by_math
+def test_strides_change_nothing(math):
+    ops, args = on_shim(math), net((37, 70, 33, 1), 70, MATHS[math])
+    x, u = torch.randn(70, 100).to(args.x.dtype), torch.randn(70, 3).to(args.x.dtype)
+    x[:, 3:40], u[:, 1:2] = args.x, args.u
+    strided = args._replace(x=x[:, 3:40], u=u[:, 1:2])
+    for got, want in zip(tree_leaves(ops.swept(strided)), tree_leaves(ops.swept(args)), strict=True):
+        assert torch.equal(got, want)
+    chain, swept = chain_of("both", args), ops.swept(args)
+    found, wanted = ops.backward((strided.x, *chain[1:]), strided, *swept), ops.backward(chain, args, *swept)
+    assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
+
+
+@by_math
+def test_a_row_of_nan_leaves_all_other_rows_alone(math):
+    ops, args = on_shim(math), net((37, 70, 33, 1), 70, MATHS[math])
+    args = args._replace(slopes=[0.0] * len(args.slopes))
+    y, a, *_ = ops.mlp_attribute(*args)
+    args.x[3] = torch.nan
+    y2, a2, bits, *_ = ops.mlp_attribute(*args)
+    others = torch.arange(len(y)) != 3
+    assert torch.equal(y2[others], y[others])
+    assert torch.equal(a2[others], a[others])
+    assert y2[3].isnan().all()
+    assert a2[3].isnan().all()
+    assert torch.equal(bits[0][3], pack_bits(torch.ones(1, 70, dtype=torch.bool))[0])

@@ -1,0 +1,52 @@
+"""The CUDA C++ kernels of a whole perceptron as nvcc compiles them: executed, and held to the limits of every GPU."""
+
+import pytest
+import torch
+
+from . import nvcc
+from .cuda_perceptron import KERNELS, MATHS, Compiled, instances
+from .perceptrons import Operators, exact, nearest, net
+from .test_cuda_mlp import assert_gradients_right, assert_sweeps_right
+from .toolchain import needs_nvcc, needs_shim
+
+NETWORKS = {
+    "one layer": ((16, 5), 37),
+    "odd": ((7, 5, 3, 2), 17),
+    "even": ((64, 72, 10), 33),
+    "paper": ((118, 512, 128, 32, 1), 20),
+}
+
+pytestmark = [needs_nvcc, needs_shim]
+by_math = pytest.mark.parametrize("math", MATHS)
+
+
+def compiled(math: str, **options) -> Operators:
+    kernels = Compiled(math, **options)
+    return Operators(kernels.mlp_attribute, kernels.mlp_attribute_backward, nearest if math == "tf32" else exact)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@by_math
+def test_what_nvcc_makes_is_within_twice_the_error_of_pytorch(network, math):
+    ops, args = compiled(math), net(*NETWORKS[network], MATHS[math])
+    assert_sweeps_right(ops, args)
+    assert_gradients_right(ops, args, "both")
+
+
+@pytest.mark.parametrize("rows", [16, 64])
+def test_every_tile_of_rows(rows):
+    ops, args = compiled("bf16", rows=rows), net((20, 33, 40, 2), 70, torch.bfloat16)
+    assert_sweeps_right(ops, args)
+    assert_gradients_right(ops, args, "own")
+
+
+@pytest.mark.parametrize("arch", nvcc.ARCHITECTURES)
+@pytest.mark.parametrize("header", KERNELS)
+@by_math
+def test_no_kernel_spills_or_has_more_registers_than_its_block_may(header, math, arch):
+    rows = (16, 32, 64) if header != "weight_gradients" else (16,)
+    found = nvcc.usages(instances(header, math, *rows), arch)
+    assert len(found) == len(rows)
+    for usage in found:
+        assert usage.registers <= (128 if header == "mlp_attribute" else 256), usage
+        assert usage.shared == 0, usage
