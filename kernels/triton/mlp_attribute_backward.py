@@ -143,6 +143,26 @@ def _matrix(t: Tensor | None) -> tuple[Tensor | None, int]:
     return t, t.stride(0)
 
 
+def _pairs(
+    trained: Sequence[int],
+    weights: Sequence[Tensor],
+    columns: Sequence[int],
+    deltas: Tensor | None,
+    tangents: Tensor | None,
+    delta: Tensor | None,
+    g: Sequence[Tensor],
+    h: Sequence[Tensor],
+) -> list[Pairs]:
+    """What the gradients of the trained layers are made of, for the same rows of everything."""
+    found = []
+    for place, k in enumerate(trained):
+        n, width = weights[k - 1].shape
+        task = delta if k == len(weights) or deltas is None else deltas[:, columns[k] : columns[k] + n]
+        v = None if tangents is None else tangents[:, columns[k - 1] : columns[k - 1] + width]
+        found.append(Pairs(task, None if task is None else h[place], None if v is None else g[place], v))
+    return found
+
+
 def mlp_attribute_backward(
     x: Tensor | None,
     a: Tensor | None,
@@ -197,21 +217,9 @@ def mlp_attribute_backward(
             num_stages=chosen.config.num_stages,
         )
         here = slice(begin, begin + rows)
-        pairs = []
-        for place, k in enumerate(trained):
-            n, columns_in = weights[k - 1].shape[0], slice(columns[k - 1], columns[k - 1] + weights[k - 1].shape[1])
-            task = delta[here] if k == last and delta is not None else None
-            if deltas is not None and k < last:
-                task = deltas[:rows, columns[k] : columns[k] + n]
-            pairs.append(
-                Pairs(
-                    task,
-                    h[place][here] if delta is not None else None,
-                    g[place][here] if x is not None else None,
-                    tangents[:rows, columns_in] if tangents is not None else None,
-                )
-            )
-        return pairs
+        inner = [None if t is None else t[:rows] for t in (deltas, tangents)]
+        end = delta if delta is None else delta[here]
+        return _pairs(trained, weights, columns, *inner, end, [t[here] for t in g], [t[here] for t in h])
 
     with torch.cuda.device_of(like):
         if trained:

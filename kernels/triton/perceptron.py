@@ -206,7 +206,7 @@ def new_bits(x: Tensor, widths: Sequence[int]) -> list[Tensor]:
 
 def row_major(t: Tensor) -> Tensor:
     """t with unit column stride, and rows so near to one another that places in a tile of them fit 32 bits."""
-    fits = t.stride(1) == 1 and t.shape[1] <= t.stride(0) <= FARTHEST
+    fits = t.stride(1) == 1 and (t.stride(0) == 0 or t.shape[1] <= t.stride(0) <= FARTHEST)
     return t if fits else t.contiguous()
 
 

@@ -50,6 +50,22 @@ def _fits(weights: Sequence[Tensor], x: Tensor) -> bool:
     return ops.has_perceptron_kernels(weights)
 
 
+_one: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+
+def _ones(x: Tensor) -> Tensor | None:
+    """Ones [B, 1] on a GPU without a launch: views of one number, written once for all streams of the device."""
+    key = x.device, x.dtype
+    if key not in _one:
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            return None  # a graph's memory would not outlive it
+        with torch.inference_mode(False):
+            _one[key] = torch.ones(1, 1, dtype=x.dtype, device=x.device)
+        if x.is_cuda:
+            torch.cuda.current_stream(x.device).synchronize()
+    return _one[key].expand(len(x), 1)
+
+
 @dataclass
 class Perceptron:
     """A step of a perceptron: the network and its input."""
@@ -106,7 +122,10 @@ class Perceptron:
         """The forward and the attribution sweep: a step with `y`, and `unscaled`, the attribution before its scale."""
         scale = seeds.cotangents[0] if seeds.one_output else None
         needs_g0 = needs_grad and (self.x.requires_grad or (scale is not None and scale.requires_grad))
-        return self._node.sweep(self.x, self.weights, self.slopes, seeds.starts[0], needs_grad, needs_g0)
+        start = seeds.starts[0]
+        if start is None and self.x.device.type != "cpu":
+            start = _ones(self.x)
+        return self._node.sweep(self.x, self.weights, self.slopes, start, needs_grad, needs_g0)
 
     def results(self, step: Any, cotangent: Tensor | None, loss: Tensor | None) -> Any:
         """(output, attribution, loss), differentiable."""
