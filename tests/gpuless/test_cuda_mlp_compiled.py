@@ -5,8 +5,7 @@ import torch
 
 from . import nvcc
 from .cuda_perceptron import KERNELS, MATHS, Compiled, instances
-from .perceptrons import Operators, exact, nearest, net
-from .test_cuda_mlp import assert_gradients_right, assert_sweeps_right
+from .perceptrons import Operators, assert_gradients_right, assert_sweeps_right, exact, nearest, net
 from .toolchain import needs_nvcc, needs_shim
 
 NETWORKS = {
