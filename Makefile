@@ -47,7 +47,7 @@ bench: $(STAMP)  ## Time every case and operator, renew the figures of README.md
 	$(BIN)/xattr-cuda bench --case all --memory --count --scaling --overhead $(BENCH) --output build/bench --readme README.md
 	$(BIN)/python -m pytest benchmarks/operators.py --benchmark-only --benchmark-columns=median,iqr,rounds
 
-kernel-report: $(STAMP)  ## Compile every Triton kernel for every architecture, without a GPU: registers, spills, instructions
+kernel-report: $(STAMP)  ## Compile every GPU kernel for every architecture, without a GPU: registers, spills, instructions
 	PYTHONPATH=tests $(BIN)/python -m gpuless.kernel_report --output build/kernel-report.json
 
 cuda-link: $(STAMP)  ## Build, link and import the CUDA kernels with a CUDA build of torch, without a GPU; needs nvcc (downloads gigabytes)

@@ -48,11 +48,9 @@ def use_cuda():
     """Whether to compile csrc/cuda, and why."""
     force, sources = os.environ.get("FORCE_CUDA", ""), relative((ROOT / "csrc" / "cuda").glob("*.cu"))
     missing = None
-    if not sources:
-        missing = "this version has no CUDA sources"
-    elif torch.version.cuda is None:
+    if torch.version.cuda is None:
         missing = f"torch {torch.__version__} is a CPU build"
-    elif cpp_extension.CUDA_HOME is None:
+    elif toolkit() == (0, 0):
         missing = "no CUDA toolkit was found (set CUDA_HOME)"
     elif toolkit()[0] != int(torch.version.cuda.split(".")[0]):
         missing = f"the toolkit is CUDA {'.'.join(map(str, toolkit()))} and torch was built with {torch.version.cuda}"
@@ -66,11 +64,14 @@ def use_cuda():
 
 
 def toolkit():
-    """The version of the toolkit's compiler as (major, minor)."""
-    nvcc = os.path.join(cpp_extension.CUDA_HOME, "bin", "nvcc")
+    """The version of the toolkit, (major, minor); (0, 0) where its compiler or its headers are missing."""
+    home = Path(cpp_extension.CUDA_HOME or "/nowhere")
+    nvcc, header = home / "bin" / "nvcc", home / "include" / "cuda_runtime_api.h"
+    if not nvcc.exists() or not header.exists():
+        return 0, 0
     said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     found = re.search(r"release (\d+)\.(\d+)", said)
-    return int(found[1]), int(found[2])
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def architectures():

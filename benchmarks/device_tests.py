@@ -14,7 +14,7 @@ from typing import Any
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 OPERATORS = ("values", "autograd")
-SWEEPS = ("exact", "loss", "precision", "perceptron", "graphs")
+SWEEPS = tuple(f"test_sweep_{name}.py" for name in ("exact", "loss", "precision", "perceptron", "graphs"))
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 PROCESSES = max(2, min(12, (os.cpu_count() or 1) - 2))
 RESTARTS = 20  # of one file: more often no test brings a process down, but something else
@@ -113,11 +113,12 @@ def plan(device: str) -> Plan:
         return [("test_gini.py", "cpu and float32")]
     others = " and ".join(f"not {dtype}" for dtype in DTYPES)
     operators = [f"test_ops_{name}.py" for name in OPERATORS]
+    backends = ("triton", "cuda")
     return [
         *((path.name, "") for path in sorted(TESTS.glob("test_gpu_*.py"))),
-        *((file, f"triton and {which}") for file in operators for which in (*DTYPES, others)),
-        *((file, "triton") for file in ("test_ops_products.py", "test_ops_mlp.py", "test_gini.py")),
-        *((f"test_sweep_{name}.py", "triton") for name in SWEEPS),
+        *((file, f"{name} and {which}") for name in backends for file in operators for which in (*DTYPES, others)),
+        *((file, "triton") for file in ("test_ops_products.py", "test_gini.py")),
+        *((file, name) for name in backends for file in ("test_ops_mlp.py", *SWEEPS)),
     ]
 
 

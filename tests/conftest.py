@@ -17,7 +17,7 @@ try:
 except ImportError:  # a machine that has nothing but what the check of a GPU needs
     hypothesis = None
 
-BACKENDS = {"reference": "cpu", "cpu": "cpu", "triton": "cuda"}  # back end: the device that its tests run on
+BACKENDS = {"reference": "cpu", "cpu": "cpu", "triton": "cuda", "cuda": "cuda"}  # back end: the device of its tests
 
 if hypothesis is not None:
     hypothesis.settings.register_profile(

@@ -237,6 +237,25 @@ def test_wrong_values_of_an_operator_are_not_timed(monkeypatch):
     assert fused.failed.startswith("wrong values")
 
 
+def test_kernels_in_cuda_and_in_triton_are_timed_side_by_side(monkeypatch):
+    def wrong(*arguments):
+        return 2 * xa.kernels.reference.mask_mul(*arguments)
+
+    monkeypatch.setattr(gpu, "NATIVE", frozenset(["mask_mul"]))
+    monkeypatch.setattr(gpu, "native_unavailable", lambda: "")
+    monkeypatch.setattr(gpu, "use_native", lambda on: None)
+    monkeypatch.setattr(gpu, "below", lambda op: getattr(xa.kernels.reference, op))
+    near, *found = operators.measure("mask_mul", torch.float32, PEAKS, 1, "cpu")
+    assert [row.contestant for row in (near, *found)] == ["PyTorch", "cuda", "triton"]
+    assert all(row.seconds > 0 and row.share for row in found)
+    monkeypatch.setattr(gpu, "below", lambda op: wrong)
+    _, cuda, triton = operators.measure("mask_mul", torch.float32, PEAKS, 1, "cpu")
+    assert cuda.seconds > 0
+    assert triton.failed.startswith("wrong values")
+    (_, only) = operators.measure("gini", torch.float32, PEAKS, 1, "cpu")
+    assert only.contestant == "fused"
+
+
 def test_an_operator_that_fell_back_to_the_reference_says_so(monkeypatch):
     monkeypatch.setattr(gpu, "unavailable", lambda: "no GPU")
     assert operators.on_reference("mask_mul") == "it runs on the reference: no GPU"

@@ -205,6 +205,56 @@ def test_a_forced_reference_never_reaches_the_dispatcher(monkeypatch):
         assert torch.equal(xa.ops.relu_mask(z)[0], z.relu())
 
 
+def test_a_forced_cuda_says_why_it_cannot_run(monkeypatch):
+    monkeypatch.setattr(gpu, "NATIVE", frozenset())
+    with pytest.raises(RuntimeError, match="'cuda' cannot run: the extension was built without CUDA kernels; install"):
+        xa.use_backend("cuda").__enter__()
+    monkeypatch.setattr(gpu, "NATIVE", frozenset(["relu_mask"]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match=r"'cuda' cannot run: torch .* sees no GPU"):
+        xa.use_backend("cuda").__enter__()
+
+
+@pytest.fixture
+def native(monkeypatch):
+    """An extension with a kernel in CUDA C++ for relu_mask, on a GPU that it was built for; yields its switches."""
+    switches = []
+    extension = types.SimpleNamespace(set_cuda_kernels=switches.append, has_cuda_code=lambda device: device == 0)
+    monkeypatch.setattr(gpu, "NATIVE", frozenset(["relu_mask"]))
+    monkeypatch.setattr(gpu, "extension", extension)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    return switches
+
+
+def test_kernels_in_cuda_are_off_while_triton_is_forced_and_on_otherwise(native, monkeypatch):
+    monkeypatch.setattr(gpu, "unavailable", lambda: "")
+    with xa.use_backend("cuda"):
+        assert native == [True]
+        with xa.use_backend("triton"):
+            assert native == [True, False]
+        assert native == [True, False, True]
+        with pytest.raises(RuntimeError, match="back end 'cuda' was forced, but the tensors are on cpu"):
+            xa.attribute(xa.models.xmlp([3, 2, 1]), torch.randn(4, 3))
+    assert native == [True, False, True, True]
+
+
+def test_a_gpu_that_the_kernels_were_not_built_for_is_named(native, monkeypatch):
+    assert xa.ops.unavailable("cuda") == ""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Another GPU")
+    assert "not built for Another GPU; reinstall with its TORCH_CUDA_ARCH_LIST" in xa.ops.unavailable("cuda")
+
+
+def test_doctor_shows_what_serves_each_operator(native, monkeypatch):
+    monkeypatch.setattr(gpu, "serves", lambda name, t: name != "gini")
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    found = {name: on_gpu for name, (_, on_gpu) in health.operators().items()}
+    assert found["relu_mask"] == "cuda"
+    assert found["mask_mul"] == "triton"
+    assert found["gini"] == "reference"
+
+
 def test_doctor_says_why_triton_cannot_run(monkeypatch):
     monkeypatch.setattr(gpu, "unavailable", lambda: "Triton is not installed; pip install 'xattr_cuda[triton]'")
     found = {backend.name: backend for backend in health.backends()}

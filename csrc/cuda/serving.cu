@@ -12,10 +12,10 @@ namespace xattr {
 namespace {
 
 constexpr int kOldest = 80;  // compute capability: that of xattr_cuda/ops/gpu.py
-constexpr int kDevices = 64;
+constexpr int kMostDevices = 64;
 
 std::atomic<bool> in_use{true};
-std::array<std::atomic<int8_t>, kDevices> found{};  // 0: not known yet, 1: yes, -1: no
+std::array<std::atomic<int8_t>, kMostDevices> found{};  // 0: not known yet, 1: yes, -1: no
 
 __global__ void probe() {}
 
@@ -43,7 +43,7 @@ void set_cuda_kernels(bool on) {
 }
 
 bool has_cuda_code(at::Device device) {
-  if (device.index() < 0 || device.index() >= kDevices) return false;
+  if (device.index() < 0 || device.index() >= kMostDevices) return false;
   std::atomic<int8_t>& known = found[device.index()];
   if (known.load(std::memory_order_relaxed) == 0) {
     known.store(look_for_code(device) ? 1 : -1, std::memory_order_relaxed);

@@ -45,10 +45,13 @@ struct Word<16> {
   using Type = uint4;
 };
 
-// One access of as many bytes as the elements have, at an address that is a multiple of that.
+// By intrinsics, since the compiler takes plain accesses apart where that shares code with another branch.
+//
+// One access of as many bytes as the elements have, at an address that is a multiple of that, to what no thread of the
+// kernel writes.
 template <typename T, int kCount>
 __device__ __forceinline__ Pack<T, kCount> load(const T* source) {
-  const auto word = *reinterpret_cast<const typename Word<sizeof(T) * kCount>::Type*>(source);
+  const auto word = __ldg(reinterpret_cast<const typename Word<sizeof(T) * kCount>::Type*>(source));
   Pack<T, kCount> pack;
   memcpy(&pack, &word, sizeof(pack));
   return pack;
@@ -58,7 +61,7 @@ template <typename T, int kCount>
 __device__ __forceinline__ void store(T* target, const Pack<T, kCount>& pack) {
   typename Word<sizeof(T) * kCount>::Type word;
   memcpy(&word, &pack, sizeof(pack));
-  *reinterpret_cast<decltype(word)*>(target) = word;
+  __stwb(reinterpret_cast<decltype(word)*>(target), word);
 }
 
 // The first `count` elements, zeros behind them.

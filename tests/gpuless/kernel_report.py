@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import pkgutil
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from rich.table import Table
 
 from xattr_cuda.kernels import triton as kernels
 
+from . import cuda_report, launchers, nvcc, toolchain
 from .offline import CHIPS, MachineCode, compile_kernel, machine_code
 
 ARCHITECTURES = ("80", "90", "100", "gfx942")
@@ -109,11 +111,15 @@ def faults(variant: Any, code: MachineCode) -> tuple[str, ...]:
 def entry(variant: Any, arch: str) -> Entry:
     """The line of a variant on an architecture."""
     code = compiled(variant, arch)
+    return _line("triton", name_of(variant), arch, variant.config, code, faults(variant, code))
+
+
+def _line(backend: str, kernel: str, arch: str, config: str, code: MachineCode, found: tuple[str, ...]) -> Entry:
     return Entry(
-        backend="triton",
-        kernel=name_of(variant),
+        backend=backend,
+        kernel=kernel,
         arch=arch if arch.startswith("gfx") else f"sm_{arch}",
-        config=variant.config,
+        config=config,
         registers=code.registers,
         spill_bytes=code.spill_bytes,
         local_bytes=code.local_bytes,
@@ -121,7 +127,7 @@ def entry(variant: Any, arch: str) -> Entry:
         tensor_core_ops=code.tensor_core_ops,
         wide_memory_ops=code.wide_loads + code.wide_stores,
         occupancy=round(code.occupancy, 3),
-        faults=faults(variant, code),
+        faults=found,
     )
 
 
@@ -131,25 +137,35 @@ def _entry_at(index: int, architectures: tuple[str, ...]) -> Entry:
     try:
         return entry(variant, arch)
     except Exception as error:  # whatever a compiler raises is the finding
-        words = " ".join(str(error).split())[:200]
-        sm = arch if arch.startswith("gfx") else f"sm_{arch}"
-        empty = dict.fromkeys(
-            ("registers", "spill_bytes", "local_bytes", "shared_bytes", "tensor_core_ops", "wide_memory_ops"), 0
-        )
-        return Entry("triton", name_of(variant), sm, variant.config, **empty, occupancy=0.0, faults=(words,))
+        return _failed("triton", name_of(variant), arch, variant.config, error)
+
+
+def _failed(backend: str, kernel: str, arch: str, config: str, error: Exception) -> Entry:
+    nothing = MachineCode(arch, 0, 0, 0, 0, 0.0, Counter())
+    return _line(backend, kernel, arch, config, nothing, (" ".join(str(error).split())[:200],))
+
+
+def cuda_entries(op: str, arch: str) -> list[Entry]:
+    """The lines of an operator's kernels in CUDA C++ on an architecture."""
+    try:
+        kernels = cuda_report.compiled(launchers.driver(op), arch)
+    except nvcc.NvccError as error:
+        return [_failed("cuda", op, arch, "", error)]
+    return [_line("cuda", one.name, arch, one.config, one.code, cuda_report.faults(one)) for one in kernels]
 
 
 def entries(architectures: tuple[str, ...], processes: int) -> list[Entry]:
-    """All lines, compiled by several processes."""
-    count = len(list(jobs(architectures)))
+    """All lines, compiled by several processes; without nvcc only those of Triton."""
+    count, in_cuda = len(list(jobs(architectures))), cuda_report.jobs(architectures) if toolchain.nvcc() else []
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(_entry_at, range(count), [architectures] * count))
+        found = list(pool.map(_entry_at, range(count), [architectures] * count))
+        return found + [one for part in pool.map(cuda_entries, *zip(*in_cuda, strict=True)) for one in part]
 
 
 def table(found: Iterable[Entry]) -> Table:
     """The report as a table of the terminal."""
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title="Compiled kernels", title_justify="left")
-    for name in ("kernel", "arch", "config"):
+    for name in ("back end", "kernel", "arch", "config"):
         shown.add_column(name, no_wrap=True)
     for name in ("registers", "spills", "local", "shared", "tensor core", "wide", "occupancy"):
         shown.add_column(name, justify="right")
@@ -158,12 +174,12 @@ def table(found: Iterable[Entry]) -> Table:
         numbers = (one.registers, one.spill_bytes, one.local_bytes, one.shared_bytes, one.tensor_core_ops)
         words = f"[red]{one.faults[0]}[/red]" if one.faults else "ok"
         cells = (*map(str, (*numbers, one.wide_memory_ops)), f"{one.occupancy:.0%}", words)
-        shown.add_row(one.kernel, one.arch, one.config, *cells)
+        shown.add_row(one.backend, one.kernel, one.arch, one.config, *cells)
     return shown
 
 
 def main(given: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Compile every Triton kernel offline and report what it needs.")
+    parser = argparse.ArgumentParser(description="Compile every kernel offline and report what it needs.")
     parser.add_argument("architectures", nargs="*", default=[], help=f"by default {' '.join(ARCHITECTURES)}")
     parser.add_argument("--output", type=Path, default=Path("build/kernel-report.json"))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -175,6 +191,8 @@ def main(given: list[str] | None = None) -> int:
     options.output.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n", encoding="utf-8")
     Console(width=None if sys.stdout.isatty() else 150).print(table(found))
     bad = [one for one in found if one.faults]
+    if toolchain.nvcc() is None:
+        print("nvcc was not found: kernels in CUDA C++ are left out")
     print(f"{len(found)} compiled kernels, {len(bad)} with faults; written: {options.output}")
     return 1 if bad else 0
 

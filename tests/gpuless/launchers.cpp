@@ -36,7 +36,8 @@ struct Reader {
     if constexpr (std::is_same_v<T, cudaStream_t>) {
       return nullptr;
     } else if constexpr (std::is_pointer_v<T>) {
-      return arguments.pointer<std::remove_pointer_t<T>>(next++);
+      using Value = std::remove_pointer_t<T>;
+      return arguments.pointer<Value>(next++);
     } else {
       return static_cast<T>(arguments.integer(next++));
     }

@@ -8,8 +8,6 @@ Both allocate results as the glue does and call launchers.cpp.
 
 import functools
 import re
-import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +18,7 @@ from torch import Tensor
 from xattr_cuda.kernels.reference.bits import words
 from xattr_cuda.kernels.reference.max_pool import memory_format, pooled_size
 
-from . import emulator, ptx, shim, toolchain
+from . import emulator, nvcc, ptx, shim
 
 SOURCE = Path(__file__).with_name("launchers.cpp")
 OPERATORS = ("relu_mask", "mask_mul", "add_relu_mask", "max_pool", "pool_pull", "pool_push")
@@ -140,21 +138,8 @@ def source(mode: str = "plain", kernels: Path = shim.KERNELS, **environment: str
 
 
 @functools.cache
-def nvcc_ptx(op: str, kernels: Path = shim.KERNELS) -> str:
-    """What nvcc makes of all kernels of an operator for sm_80."""
-    with tempfile.TemporaryDirectory() as folder:
-        given, found = Path(folder, "kernels.cu"), Path(folder, "kernels.ptx")
-        given.write_text(driver(op))
-        command = [toolchain.nvcc(), *toolchain.NVCC_FLAGS, "-ptx", "-arch=sm_80", "-I", kernels, given, "-o", found]
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr)
-        return found.read_text()
-
-
-@functools.cache
 def _kernel(op: str, symbol: str, kernels: Path) -> ptx.Kernel:
-    return ptx.parse(nvcc_ptx(op, kernels), symbol)
+    return ptx.parse(nvcc.ptx(driver(op), kernels), symbol)
 
 
 class Compiled(Launchers):

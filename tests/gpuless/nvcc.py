@@ -51,6 +51,11 @@ def ptx(source: str, kernels: Path = shim.KERNELS) -> str:
     return _compile(source, "80", "ptx", kernels)[0].decode()
 
 
+def cubin(source: str, arch: str, kernels: Path = shim.KERNELS) -> bytes:
+    """The machine code of a source for an architecture."""
+    return _compile(source, arch, "cubin", kernels)[0]
+
+
 @functools.cache
 def usages(source: str, arch: str, kernels: Path = shim.KERNELS) -> tuple[Usage, ...]:
     """What the kernels of a source need on an architecture."""

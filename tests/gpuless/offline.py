@@ -25,9 +25,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 _BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-_OPCODE = re.compile(r"^\s*(?:/\*[0-9a-f]{4,}\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)*)", re.MULTILINE)
+OPCODE = re.compile(r"^\s*(?:/\*[0-9a-f]{4,}\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)*)", re.MULTILINE)
 _AMD_OPCODE = re.compile(r"^\s+([vs]_\w+|(?:buffer|global|flat|ds|scratch)_\w+)", re.MULTILINE)
-_USAGE = re.compile(r"\b(REG|STACK|SHARED|LOCAL):(\d+)")
+USAGE = re.compile(r"\b(REG|STACK|SHARED|LOCAL):(\d+)")
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,11 @@ def machine_code(compiled: Any, arch: str, num_warps: int) -> MachineCode:
     read = _amd if arch.startswith("gfx") else _nvidia
     registers, spill, local, ops = read(compiled)
     shared = compiled.metadata.shared
-    return MachineCode(arch, registers, spill, local, shared, _occupancy(arch, registers, shared, num_warps), ops)
+    return MachineCode(arch, registers, spill, local, shared, occupancy(arch, registers, shared, num_warps), ops)
 
 
-def _occupancy(arch: str, registers: int, shared: int, num_warps: int) -> float:
+def occupancy(arch: str, registers: int, shared: int, num_warps: int) -> float:
+    """Share of the warps of a multiprocessor that registers and shared memory leave room for."""
     chip = CHIPS[arch]
     granted = -(-max(registers, 1) // 8) * 8  # registers are given out by eights
     if chip.simds:
@@ -169,12 +170,13 @@ def _nvidia(compiled: Any) -> tuple[int, int, int, Counter[str]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(compiled.asm["cubin"])
-        usage = {key: int(value) for key, value in _USAGE.findall(_tool("cuobjdump", "--dump-resource-usage", path))}
-        ops = Counter(_OPCODE.findall(_tool("nvdisasm", "-c", path)))
+        usage = {key: int(value) for key, value in USAGE.findall(tool("cuobjdump", "--dump-resource-usage", path))}
+        ops = Counter(OPCODE.findall(tool("nvdisasm", "-c", path)))
     return usage["REG"], usage.get("STACK", 0), usage.get("LOCAL", 0), ops
 
 
-def _tool(name: str, *args: object) -> str:
+def tool(name: str, *args: object) -> str:
+    """What one of NVIDIA's programs that come with Triton prints."""
     return subprocess.run([_BIN / name, *args], capture_output=True, text=True, check=True).stdout
 
 

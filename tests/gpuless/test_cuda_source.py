@@ -1,10 +1,10 @@
 """Kernels in CUDA C++ under g++: accesses out of bounds, undefined behaviour and races are found, and so are faults."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from cases import pack_bits
+from cases import POOL_LAYOUTS, pack_bits, pooled
 from torch.utils._pytree import tree_leaves
 
 from gpuless import launchers, shim
@@ -45,8 +45,42 @@ def test_elementwise_kernels_touch_nothing_beyond_their_tensors_and_race_for_not
             assert agrees(kernels, op, elementwise(op, shape, dtype, slope_shape)), (shape, slope_shape)
 
 
+def pooling(op, shape, geometry, dtype, layout):
+    """Arguments of an operator for an input of `shape` [B, C, *size]."""
+    out = pooled(shape, *geometry)
+    idx = layout(torch.randint(torch.Size(geometry[0]).numel(), out).to(torch.uint8))
+    values = layout(torch.randn(out if op == "pool_pull" else shape).to(dtype))
+    if op == "max_pool":
+        return values, *geometry
+    return (values, idx, shape, *geometry[:4]) if op == "pool_pull" else (values, idx, *geometry[:4])
+
+
+TILES = ((2, 2), (2, 2), (0, 0), (1, 1), False)
+OVERLAPS = ((3, 3), (2, 2), (1, 1), (1, 1), True)
+UNUSUAL = ((3, 2), (1, 2), (1, 1), (2, 1), True)
+CALLS = {  # shape, windows and layout: windows that tile, of every dtype's vectors of channels, and any others
+    "sanitized": [
+        *(((2, 3, size, 16), TILES, "") for size in (7, 8)),
+        *(((2, 8, 5, 7), windows, layout) for windows in (TILES, OVERLAPS, UNUSUAL) for layout in POOL_LAYOUTS),
+        ((1, 5, 7, 8), OVERLAPS, ", channels last"),
+        ((2, 2, 3, 4, 8), ((1, 2, 2), (1, 2, 2), (0, 0, 0), (1, 1, 1), False), ""),
+    ],
+    "threads": [((1, 2, 5, 8), TILES, ""), ((1, 8, 5, 3), OVERLAPS, ", channels last")],
+}
+
+
+@by_mode
+@pytest.mark.parametrize("op", ["max_pool", "pool_pull", "pool_push"])
+def test_pooling_kernels_touch_nothing_beyond_their_tensors_and_race_for_nothing(mode, op):
+    kernels = launchers.source(mode)
+    for shape, geometry, layout in CALLS[mode]:
+        for dtype in (torch.float32, torch.bfloat16):
+            args = pooling(op, shape, geometry, dtype, POOL_LAYOUTS[layout])
+            assert agrees(kernels, op, args), (shape, geometry, layout, dtype)
+
+
 class Fault(NamedTuple):
-    """In `file`, `right` becomes `wrong`; the operator is then called at a shape and with a slope.
+    """In `file`, `right` becomes `wrong`; the operator is then called at a shape and with a slope, or with windows.
 
     beyond: accesses lie beyond a tensor, which only the sanitizer sees.
     """
@@ -58,6 +92,7 @@ class Fault(NamedTuple):
     shape: tuple[int, ...] = (5, 33)
     slope: tuple[int, ...] | None = None
     beyond: bool = False
+    windows: tuple[Any, ...] | None = None
 
 
 FAULTS = {
@@ -88,6 +123,32 @@ FAULTS = {
     "slopes of other columns": Fault(
         "relu_mask", "elementwise.cuh", "slope + span.column", "slope + span.column % 4", (3, 64), (64,)
     ),
+    "a maximum that is the last one": Fault(
+        "max_pool", "max_pool.cuh", "other > value", "other >= value", (2, 3, 8, 8), windows=OVERLAPS
+    ),
+    "padding that takes part": Fault(
+        "max_pool", "max_pool.cuh", "|| !within(x, width.in)) continue", ") continue", (2, 3, 8, 7), windows=OVERLAPS
+    ),
+    "a tile of other columns": Fault(
+        "max_pool", "max_pool.cuh", "at[2 * e + k % 2]", "at[e + k % 2]", (2, 3, 8, 8), windows=TILES
+    ),
+    "tiles beyond the last line": Fault(
+        "max_pool", "pooling.cuh", "&& 2 * height.out <= height.in", "", (1, 1, 1, 8), None, True, (*TILES[:4], True)
+    ),
+    "windows in the wrong order": Fault(
+        "pool_push",
+        "pool_push.cuh",
+        "const int i = line / W::size(height)",
+        "const int i = line % W::size(height)",
+        (2, 2, 7, 8),
+        windows=UNUSUAL,
+    ),
+    "a window too few": Fault(
+        "pool_pull", "pooling.cuh", "/ stride(axis) + 1;", "/ stride(axis);", (2, 2, 7, 8), windows=OVERLAPS
+    ),
+    "the last line of an odd image": Fault(
+        "pool_pull", "pool_pull.cuh", "if (2 * y + 1 < H) store", "store", (1, 1, 7, 8), None, True, TILES
+    ),
     "rows that are taken for aligned": Fault(
         "relu_mask", "elementwise.cuh", "n % vector == 0", "n >= vector", (5, 33), beyond=True
     ),
@@ -96,8 +157,12 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_a_fault_in_the_source_is_found(fault):
-    args = elementwise(fault.op, fault.shape, torch.float32, fault.slope)
-    args[0][:, ::3] = 0
+    if fault.windows is None:
+        args = elementwise(fault.op, fault.shape, torch.float32, fault.slope)
+        args[0][:, ::3] = 0
+    else:
+        args = pooling(fault.op, fault.shape, fault.windows, torch.float32, lambda t: t)
+        args[0].round_()  # ties
     mode = "sanitized" if fault.beyond else "plain"
     assert agrees(launchers.source(mode), fault.op, args)
     wrong = launchers.source(mode, shim.with_fault(fault.file, fault.right, fault.wrong))

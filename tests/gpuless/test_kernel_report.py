@@ -1,6 +1,8 @@
 """The limits of the compile report: every kernel keeps them, and kernels that do not are found out."""
 
 import json
+from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +12,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from triton.runtime.jit import JITFunction
 
+from gpuless import cuda_report, launchers, samples, toolchain
 from gpuless import kernel_report as report
-from gpuless import samples
 
 EVERYTHING = ("90",)
 """For these all variants are compiled here, and one of each kernel for the others; `make kernel-report` does all."""
@@ -46,6 +48,30 @@ def test_every_kernel_has_variants():
     }
     assert kernels
     assert not kernels - covered, "kernels without a variant"
+
+
+@toolchain.needs_nvcc
+@pytest.mark.parametrize("job", cuda_report.jobs(report.ARCHITECTURES), ids="-".join)
+def test_a_kernel_in_cuda_spills_nothing_and_moves_whole_vectors(job):
+    found = report.cuda_entries(*job)
+    assert found
+    for one in found:
+        assert one.faults == (), f"{one.kernel} {one.config}"
+        assert one.registers > 0
+        assert one.config.startswith(("fp32", "bf16", "fp16"))
+
+
+@toolchain.needs_nvcc
+def test_faults_of_kernels_in_cuda_are_found(monkeypatch):
+    (kernel, *_) = cuda_report.compiled(launchers.driver("relu_mask"), "80")
+    narrow = kernel._replace(name="a_vectors", code=replace(kernel.code, ops=Counter({"LDG.E.64": 4})))
+    assert "narrow accesses" in cuda_report.faults(narrow)[0]
+    spilled = kernel._replace(code=replace(kernel.code, local_bytes=8))
+    assert "local memory" in cuda_report.faults(spilled)[0]
+    monkeypatch.setattr(launchers, "driver", lambda op: "__global__ void f() { return 1; }")
+    (line,) = report.cuda_entries("relu_mask", "80")
+    assert line.faults
+    assert line.backend == "cuda"
 
 
 # ---- kernels that are wrong on purpose ----

@@ -192,6 +192,11 @@ for _name, _run in RUNNERS.items():
         _library.impl(_name, _run, "CUDA")
 
 
+def below(name: str) -> Callable[..., Any]:
+    """Operator `name` without its kernel in CUDA C++: for those of NATIVE."""
+    return cast(Callable[..., Any], getattr(getattr(torch.ops, f"{NAMESPACE}_below"), name))
+
+
 def native_unavailable() -> str:
     """Why no kernel in CUDA C++ can run here, and what to do about it; empty if they can."""
     if not NATIVE:

@@ -126,6 +126,11 @@ T atomicOr(T* place, T value) {
 }
 
 template <typename T>
+void __stwb(T* place, T value) {
+  *place = value;
+}
+
+template <typename T>
 T __ldg(const T* place) {
   return *place;
 }

@@ -1,5 +1,6 @@
 """Every operator on the device: against the nearest that PyTorch has, and its share of what the device can do."""
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ FULL = Sizes()  # beyond every cache
 SMALL = Sizes((64, 100), (32, 48, 40), (2, 3, 8, 8), (16, 24, 24, 1), 64, 1000)  # of a rehearsal on the CPU
 WINDOWS = ((2, 2), (2, 2), (0, 0), (1, 1))
 REPEATS = 5  # calls of a graph
-FUSED = "fused"
+FUSED, CUDA, TRITON = "fused", "cuda", "triton"
 
 Arguments = tuple[Any, ...]
 
@@ -193,7 +194,7 @@ def on_reference(op: str) -> str:
 
 
 def measure(op: str, dtype: torch.dtype, peaks: dict[str, float], rounds: int, device: str) -> list[Row]:
-    """The rows of an operator at a dtype: PyTorch's nearest, else the reference, and what runs by default there."""
+    """The rows of an operator at a dtype: PyTorch's nearest, else the reference, and the kernels that there are."""
     short = str(dtype).removeprefix("torch.")
     if op not in ARGUMENTS:
         return [Row("operator", op, short, FUSED, failed="it has no arguments in bench/gpu/operators.py")]
@@ -205,17 +206,24 @@ def measure(op: str, dtype: torch.dtype, peaks: dict[str, float], rounds: int, d
             with ops.use_backend("reference"):
                 return function(*arguments)
 
-        near = pytorch(op, arguments)
+        near, kernels = pytorch(op, arguments), _kernels(op, function)
         calls: dict[str, Call] = {"reference": reference} if near is None else {"PyTorch": near}
-        rows = {name: Row("operator", op, short, name) for name in (*calls, FUSED)}
-        results = function(*arguments)
-        if why := _disagreement(results, reference()):
-            rows[FUSED].failed = why
-        else:
-            calls[FUSED] = lambda: function(*arguments)
+        rows = {name: Row("operator", op, short, name) for name in (*calls, *kernels)}
+        want = reference()
+        for name, kernel in kernels.items():
+            if why := _disagreement(kernel(*arguments), want):
+                rows[name].failed = why
+            else:
+                calls[name] = functools.partial(kernel, *arguments)
         time_rows(rows, calls, rounds, device, REPEATS)
-        row = rows[FUSED]
-        row.note = "" if device == "cpu" else on_reference(op)
-        if seconds := row.graph_seconds or row.seconds:
-            row.share, row.of = shares(op, arguments, results, seconds, peaks)
+        for row in (rows[name] for name in kernels):
+            row.note = "" if device == "cpu" or row.contestant == CUDA else on_reference(op)
+            if seconds := row.graph_seconds or row.seconds:
+                row.share, row.of = shares(op, arguments, want, seconds, peaks)
     return list(rows.values())
+
+
+def _kernels(op: str, function: Call) -> dict[str, Call]:
+    """What runs by default, and where that is a kernel in CUDA C++ what would run without it: one of them is idle."""
+    native = op in gpu.NATIVE and not gpu.native_unavailable()
+    return {CUDA: function, TRITON: gpu.below(op)} if native else {FUSED: function}
