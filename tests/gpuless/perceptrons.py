@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from cases import unpack_bits
+from cases import pack_bits, unpack_bits
 from helpers import assert_within
 from torch import Tensor
 from xattr_cuda.kernels.reference.mlp_attribute_backward import start_of_tangents
@@ -145,3 +145,25 @@ class Operators(NamedTuple):
     def unit(self, dtype: torch.dtype) -> float:
         """What a factor may be off."""
         return TF32 if dtype == torch.float32 and self.factor is not exact else 0.0
+
+
+def assert_sweeps_right(ops: Operators, args: Net) -> None:
+    y, a, bits, h, g = ops.mlp_attribute(*args)
+    exactly, unit = args.to(torch.float64), ops.unit(args.x.dtype)
+    plain, truth = up(args.x, args, bits, ops.factor), up(exactly.x, exactly, bits, exact)
+    for k, (got, p, t) in enumerate(zip([*h, y], plain[1:], truth[1:], strict=True)):
+        assert_as_good(got, p, t, f"h_{k + 1}", unit)
+    for k, mask in enumerate(bits):
+        assert torch.equal(mask, pack_bits(h[k] > 0)), f"the mask of h_{k + 1} is not that of the value beside it"
+    plain, truth = down(args.u, args, bits, ops.factor), down(exactly.u, exactly, bits, exact)
+    for k, (got, p, t) in enumerate(zip(g, plain[:-1], truth[:-1], strict=True)):
+        assert_as_good(got, p, t, f"g_{k}", unit)
+    assert_as_good(a, args.x * plain[0], exactly.x * truth[0], "attribution", unit)
+
+
+def assert_gradients_right(ops: Operators, args: Net, chains: str) -> None:
+    swept, chain = ops.swept(args), chain_of(chains, args)
+    plain = gradients(chain, args, *swept, args.x.dtype, ops.factor)
+    truth = gradients(chain, args, *swept, torch.float64, exact)
+    for k, (got, p, t) in enumerate(zip(ops.backward(chain, args, *swept), plain, truth, strict=True)):
+        assert_as_good(got, p, t, f"result {k}", ops.unit(args.x.dtype))
