@@ -22,7 +22,7 @@ from device_tests import counts, run_tests
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "build" / "gpu-check"
-EXTENSION_SECONDS = 150.0
+EXTENSION_SECONDS = 200.0
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:

@@ -5,6 +5,7 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/ones_like.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/edge.h>
@@ -227,6 +228,7 @@ variable_list PerceptronBackward::apply(variable_list&& sent) {
     const bool own = attributed && (!wanted.empty() || output_tangent);
     if (wanted.empty() && !input_cotangent) dy.reset();
     if (own || dy.defined()) {
+      if (own && !kept.u.defined()) kept.u = at::ones_like(kept.scale);  // what carries a scale starts from ones
       Gradients gradients = sweep(kept, wanted, std::move(a), s, std::move(dy), own, output_tangent, input_cotangent);
       for (const int64_t l : wanted) found[kWeights + l - 1] = std::move(gradients.weights[l]);
       if (output_tangent) found[kCotangent] = std::move(gradients.v);
@@ -279,7 +281,7 @@ std::tuple<at::Tensor, at::Tensor, Optional> perceptron_results(
   Kept kept;
   if (step.one_output && cotangent) kept.scale = *cotangent;
   if (!step.trained.empty() || needs_cotangent) kept.x = x;
-  kept.u = step.u;
+  if (!kept.scale.defined() || step.u.stride(0) == 0) kept.u = step.u;
   if (!step.kept.empty() && step.kept.front() == 0) {
     kept.g0 = std::move(step.g.front());
     step.g.erase(step.g.begin());

@@ -48,10 +48,10 @@ struct BackwardShape {
   int rows = 0, span_rows = 0, blocks = 0;  // zero where the network is not served
 };
 
-constexpr int kLongestSpan = 1024;  // rows whose values a block leaves in the second-level cache at once
+constexpr int kLongestSpan = 512;  // rows, which bounds the scratch
 
-// Every block writes gradients of its own, and they are read again: as many bytes as sweeping about a row of the batch
-// costs time. So for B rows no more than about sqrt(B) blocks pay, each with sqrt(B) rows or more (docs/kernels.md).
+// Every block writes gradients of its own, which are read again; that takes about as long as a row or two of the batch.
+// So for B rows no more than about sqrt(B) blocks pay, each with sqrt(B) rows or more (docs/kernels.md).
 template <typename T>
 BackwardShape backward_shape(const Device& device, const Network<T>& net, int64_t batch) {
   BackwardShape shape;

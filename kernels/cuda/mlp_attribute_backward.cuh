@@ -2,9 +2,9 @@
 // adds up what its blocks found. Twin of reference/mlp_attribute_backward.py; section 2 of the design.
 //
 // A block takes spans of rows. First it takes their tiles through the sweeps, as mlp_attribute does, and leaves the
-// values that gradients need in a scratch of its own, which stays in the second-level cache. Then it multiplies the
-// pairs of each trained layer over the whole span, both chains in one accumulation. No atomics: the sums of a block
-// are its own, and the blocks' are added in their order.
+// values that gradients need in a scratch of its own. Then it multiplies the pairs of each trained layer over the whole
+// span, both chains in one accumulation. No atomics: the sums of a block are its own, and the blocks' are added in their
+// order.
 #pragma once
 
 #include "cuda/weight_gradients.cuh"

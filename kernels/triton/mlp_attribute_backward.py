@@ -143,6 +143,11 @@ def _matrix(t: Tensor | None) -> tuple[Tensor | None, int]:
     return t, t.stride(0)
 
 
+def _rows(t: Tensor | None, rows: slice) -> Tensor | None:
+    """Of a matrix that may be absent."""
+    return None if t is None else t[rows]
+
+
 def _pairs(
     trained: Sequence[int],
     weights: Sequence[Tensor],
@@ -217,9 +222,8 @@ def mlp_attribute_backward(
             num_stages=chosen.config.num_stages,
         )
         here = slice(begin, begin + rows)
-        inner = [None if t is None else t[:rows] for t in (deltas, tangents)]
-        end = delta if delta is None else delta[here]
-        return _pairs(trained, weights, columns, *inner, end, [t[here] for t in g], [t[here] for t in h])
+        left = _rows(deltas, slice(rows)), _rows(tangents, slice(rows)), _rows(delta, here)
+        return _pairs(trained, weights, columns, *left, [t[here] for t in g], [t[here] for t in h])
 
     with torch.cuda.device_of(like):
         if trained:

@@ -79,9 +79,9 @@ KERNELS = {
 """By header."""
 
 
-def instances(header: str, math: str, *rows: int) -> str:
-    """A source for nvcc with one kernel, or one for each number of rows."""
-    kernels = (_filled(f"reinterpret_cast<void*>({KERNELS[header]})", math, n) for n in rows)
+def instances(header: str, *wanted: tuple[str, int]) -> str:
+    """A source for nvcc with a kernel for each way to multiply and number of rows."""
+    kernels = (_filled(f"reinterpret_cast<void*>({KERNELS[header]})", *one) for one in wanted)
     return INSTANCES.replace("HEADER", header).replace("KERNELS", ", ".join(kernels))
 
 
@@ -267,4 +267,4 @@ class Compiled(OnShim):
 
 @functools.cache
 def _kernel(header: str, math: str, rows: int, kernels: Path) -> ptx.Kernel:
-    return emulator.parse(nvcc.ptx(instances(header, math, rows), kernels))
+    return emulator.parse(nvcc.ptx(instances(header, (math, rows)), kernels))

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from . import launchers, nvcc
+from . import cuda_perceptron, launchers, nvcc
 from .offline import CHIPS, OPCODE, USAGE, MachineCode, occupancy, tool
 
 TARGETS = {"80": "80", "90": "90a", "100": "100"}
@@ -23,6 +23,7 @@ TARGETS = {"80": "80", "90": "90a", "100": "100"}
 THREADS = 256  # of a block of every kernel here
 
 _TYPES = {"__nv_bfloat16": "bf16", "__half": "fp16", "float": "fp32", "xattr::cuda::": "", "(int)": "", "(bool)": ""}
+_TYPES |= {"Bf16": "bf16", "Fp16": "fp16", "Tf32": "fp32 as TF32", "Fp32": "fp32"}
 
 
 class Kernel(NamedTuple):
@@ -70,6 +71,8 @@ def faults(kernel: Kernel) -> tuple[str, ...]:
     code, found = kernel.code, []
     if not code.in_registers:
         found.append(f"local memory: {code.local_bytes} bytes, {code.local_ops} accesses")
+    if kernel.name.startswith("mlp_") and kernel.config[:5] != "fp32," and not code.tensor_core_ops:
+        found.append("products without tensor cores")
     if code.shared_bytes > CHIPS[code.arch].shared_block or not code.occupancy:
         found.append("no block fits a multiprocessor")
     wide = (bool(code.wide_loads), bool(code.wide_stores))
@@ -80,4 +83,14 @@ def faults(kernel: Kernel) -> tuple[str, ...]:
 
 def jobs(architectures: Iterable[str]) -> list[tuple[str, str]]:
     """(operator, architecture) for all that nvcc compiles."""
-    return [(op, arch) for arch in architectures if arch in TARGETS for op in launchers.OPERATORS]
+    operators = (*launchers.OPERATORS, *cuda_perceptron.KERNELS)
+    return [(op, arch) for arch in architectures if arch in TARGETS for op in operators]
+
+
+def source(op: str) -> str:
+    """All kernels of an operator. What those of a perceptron have of shared memory depends on its widths."""
+    if op not in cuda_perceptron.KERNELS:
+        return launchers.driver(op)
+    rows = (16, 32, 64) if op != "weight_gradients" else (16,)
+    maths = cuda_perceptron.MATHS if op != "weight_gradients" else ("fp32", "bf16", "fp16")
+    return cuda_perceptron.instances(op, *((math, n) for math in maths for n in rows))

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from xattr_cuda.kernels import triton as kernels
 
-from . import cuda_report, launchers, nvcc, toolchain
+from . import cuda_report, nvcc, toolchain
 from .offline import CHIPS, MachineCode, compile_kernel, machine_code
 
 ARCHITECTURES = ("80", "90", "100", "gfx942")
@@ -148,7 +148,7 @@ def _failed(backend: str, kernel: str, arch: str, config: str, error: Exception)
 def cuda_entries(op: str, arch: str) -> list[Entry]:
     """The lines of an operator's kernels in CUDA C++ on an architecture."""
     try:
-        kernels = cuda_report.compiled(launchers.driver(op), arch)
+        kernels = cuda_report.compiled(cuda_report.source(op), arch)
     except nvcc.NvccError as error:
         return [_failed("cuda", op, arch, "", error)]
     return [_line("cuda", one.name, arch, one.config, one.code, cuda_report.faults(one)) for one in kernels]

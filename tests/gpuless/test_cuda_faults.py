@@ -8,9 +8,8 @@ import torch
 
 from . import shim
 from .cuda_perceptron import OnShim
-from .perceptrons import Operators, net
+from .perceptrons import Operators, assert_gradients_right, assert_sweeps_right, net
 from .shim import ShimError, with_fault
-from .test_cuda_mlp import assert_gradients_right, assert_sweeps_right
 from .toolchain import needs_shim
 
 pytestmark = needs_shim

@@ -7,7 +7,18 @@ from torch.utils._pytree import tree_leaves
 
 from . import shim
 from .cuda_perceptron import MATHS, OnShim
-from .perceptrons import CHAINS, Net, Operators, assert_as_good, chain_of, down, exact, gradients, nearest, net, up
+from .perceptrons import (
+    CHAINS,
+    Operators,
+    assert_as_good,
+    assert_gradients_right,
+    assert_sweeps_right,
+    chain_of,
+    exact,
+    gradients,
+    nearest,
+    net,
+)
 from .toolchain import needs_shim
 
 NETWORKS = {
@@ -29,28 +40,6 @@ by_network = pytest.mark.parametrize("network", NETWORKS)
 def on_shim(math: str, **options) -> Operators:
     kernels = OnShim(math, **options)
     return Operators(kernels.mlp_attribute, kernels.mlp_attribute_backward, nearest if math == "tf32" else exact)
-
-
-def assert_sweeps_right(ops: Operators, args: Net) -> None:
-    y, a, bits, h, g = ops.mlp_attribute(*args)
-    exactly, unit = args.to(torch.float64), ops.unit(args.x.dtype)
-    plain, truth = up(args.x, args, bits, ops.factor), up(exactly.x, exactly, bits, exact)
-    for k, (got, p, t) in enumerate(zip([*h, y], plain[1:], truth[1:], strict=True)):
-        assert_as_good(got, p, t, f"h_{k + 1}", unit)
-    for k, mask in enumerate(bits):
-        assert torch.equal(mask, pack_bits(h[k] > 0)), f"the mask of h_{k + 1} is not that of the value beside it"
-    plain, truth = down(args.u, args, bits, ops.factor), down(exactly.u, exactly, bits, exact)
-    for k, (got, p, t) in enumerate(zip(g, plain[:-1], truth[:-1], strict=True)):
-        assert_as_good(got, p, t, f"g_{k}", unit)
-    assert_as_good(a, args.x * plain[0], exactly.x * truth[0], "attribution", unit)
-
-
-def assert_gradients_right(ops: Operators, args: Net, chains: str) -> None:
-    swept, chain = ops.swept(args), chain_of(chains, args)
-    plain = gradients(chain, args, *swept, args.x.dtype, ops.factor)
-    truth = gradients(chain, args, *swept, torch.float64, exact)
-    for k, (got, p, t) in enumerate(zip(ops.backward(chain, args, *swept), plain, truth, strict=True)):
-        assert_as_good(got, p, t, f"result {k}", ops.unit(args.x.dtype))
 
 
 @by_network
@@ -168,3 +157,37 @@ def test_a_row_of_nan_leaves_all_other_rows_alone(math):
     assert y2[3].isnan().all()
     assert a2[3].isnan().all()
     assert torch.equal(bits[0][3], pack_bits(torch.ones(1, 70, dtype=torch.bool))[0])
+
+
+CHOICE = """
+#include "cuda/backward_arguments.cuh"
+using namespace xattr::cuda;
+void run(const cuemu::Arguments& a) {
+  Network<__half> net;
+  const int64_t* widths = a.pointer<int64_t>(0);
+  net.layers = static_cast<int>(a.all[0].word / sizeof(int64_t)) - 1;
+  for (int l = 0; l <= net.layers; ++l) net.widths[l] = static_cast<int>(widths[l]);
+  const Device device{static_cast<int>(a.integer(1)), static_cast<int>(a.integer(2))};
+  const BackwardShape shape = backward_shape(device, net, a.integer(3));
+  const int64_t found[] = {shape.rows, shape.span_rows, shape.blocks};
+  std::copy(found, found + 3, a.pointer<int64_t>(4));
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("capability", "processors", "batch", "expected"),
+    [
+        (80, 108, 100_000, (64, 512, 108)),
+        (80, 108, 2048, (32, 64, 32)),
+        (80, 108, 100, (16, 16, 7)),
+        (86, 84, 100_000, (32, 512, 84)),
+        (89, 128, 1, (16, 16, 1)),
+        (100, 148, 8192, (64, 128, 64)),
+        (120, 170, 8192, (32, 96, 86)),
+    ],
+)
+def test_a_batch_is_shared_by_the_table_of_devices(capability, processors, batch, expected):
+    found = torch.zeros(3, dtype=torch.int64)
+    shim.build(CHOICE).run(torch.tensor([118, 512, 128, 32, 1]), capability, processors, batch, found)
+    assert tuple(found.tolist()) == expected

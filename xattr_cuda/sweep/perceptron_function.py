@@ -75,8 +75,11 @@ class PerceptronFunction(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.slopes, ctx.trained, ctx.one_output, ctx.backend = step.slopes, step.trained, step.one_output, ops.active()
         keep_x = bool(step.trained) or ctx.needs_input_grad[2]
+        keep_u = scale is None or step.u.stride(0) == 0  # what carries a scale starts from ones
         ctx.counts = (len(weights), len(step.bits), len(step.h))
-        ctx.save_for_backward(x if keep_x else None, scale, step.u, *weights, *step.bits, *step.h, *step.g)
+        ctx.save_for_backward(
+            x if keep_x else None, scale, step.u if keep_u else None, *weights, *step.bits, *step.h, *step.g
+        )
         return step.y, attribution, None if loss is None else loss.clone()
 
     @staticmethod
@@ -95,6 +98,7 @@ def _backward(ctx: Any, dy: Tensor | None, a: Tensor | None, d_loss: Tensor | No
     trained: list[int] = ctx.trained
     g0 = g.pop(0) if len(g) > sum(k < layers for k in trained) else None
 
+    u = torch.ones_like(scale) if u is None else u
     s = dy if ctx.one_output else None
     if d_loss is not None and ctx.one_output:
         s = d_loss * scale if s is None else s + d_loss * scale

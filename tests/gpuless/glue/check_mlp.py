@@ -12,8 +12,15 @@ import torch
 torch.ops.load_library(sys.argv[1])
 torch.manual_seed(int(sys.argv[2]))
 
-from gpuless.perceptrons import CHAINS, Operators, exact, nearest, net  # noqa: E402
-from gpuless.test_cuda_mlp import assert_gradients_right, assert_sweeps_right  # noqa: E402
+from gpuless.perceptrons import (  # noqa: E402
+    CHAINS,
+    Operators,
+    assert_gradients_right,
+    assert_sweeps_right,
+    exact,
+    nearest,
+    net,
+)
 
 from xattr_cuda.kernels import reference  # noqa: E402
 from xattr_cuda.ops import gpu  # noqa: E402
