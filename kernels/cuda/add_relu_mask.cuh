@@ -13,7 +13,7 @@ __device__ __forceinline__ T sum_of(T a, T b) {
 }
 
 template <typename T, int kSlope>
-__global__ void __launch_bounds__(ElementwiseConfig::kThreads) add_relu_mask_vectors(
+__global__ void __launch_bounds__(ElementwiseConfig::kThreads, kBlocks<kSlope>) add_relu_mask_vectors(
     const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ slope, T* __restrict__ h,
     int32_t* __restrict__ bits, int64_t n, uint32_t row_words, uint32_t words) {
   const auto values = [&](const Span& span) {
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(ElementwiseConfig::kThreads) add_relu_mask_vec
 }
 
 template <typename T, int kSlope>
-__global__ void __launch_bounds__(ElementwiseConfig::kThreads) add_relu_mask_ragged(
+__global__ void __launch_bounds__(ElementwiseConfig::kThreads, kBlocks<kSlope>) add_relu_mask_ragged(
     const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ slope, T* __restrict__ h,
     int32_t* __restrict__ bits, int64_t n, uint32_t row_words, uint32_t words) {
   const auto value = [&](int64_t offset) {

@@ -19,6 +19,10 @@ struct ElementwiseConfig {
   static constexpr int kRaggedSteps = 8;  // words of a warp, where a lane holds elements
 };
 
+// Blocks of a multiprocessor at least, which says what registers a thread may have: a vector of slopes takes some more.
+template <int kSlope>
+constexpr int kBlocks = kSlope == kSlopes ? 2 : 3;
+
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int64_t kMostWords = (int64_t{1} << 31) - 4096;  // that a launch counts, some beyond the last included
 

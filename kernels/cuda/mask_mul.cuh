@@ -6,7 +6,7 @@
 namespace xattr::cuda {
 
 template <typename T, int kSlope>
-__global__ void __launch_bounds__(ElementwiseConfig::kThreads) mask_mul_vectors(
+__global__ void __launch_bounds__(ElementwiseConfig::kThreads, kBlocks<kSlope>) mask_mul_vectors(
     const T* __restrict__ t, const int32_t* __restrict__ bits, const T* __restrict__ slope, T* __restrict__ out,
     int64_t n, uint32_t row_words, uint32_t words) {
   constexpr int kSteps = ElementwiseConfig::kSteps;
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(ElementwiseConfig::kThreads) mask_mul_vectors(
 }
 
 template <typename T, int kSlope>
-__global__ void __launch_bounds__(ElementwiseConfig::kThreads) mask_mul_ragged(
+__global__ void __launch_bounds__(ElementwiseConfig::kThreads, kBlocks<kSlope>) mask_mul_ragged(
     const T* __restrict__ t, const int32_t* __restrict__ bits, const T* __restrict__ slope, T* __restrict__ out,
     int64_t n, uint32_t row_words, uint32_t words) {
   constexpr int kSteps = ElementwiseConfig::kRaggedSteps;

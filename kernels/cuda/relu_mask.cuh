@@ -6,7 +6,7 @@
 namespace xattr::cuda {
 
 template <typename T, int kSlope>
-__global__ void __launch_bounds__(ElementwiseConfig::kThreads) relu_mask_vectors(
+__global__ void __launch_bounds__(ElementwiseConfig::kThreads, kBlocks<kSlope>) relu_mask_vectors(
     const T* __restrict__ z, const T* __restrict__ slope, T* __restrict__ h, int32_t* __restrict__ bits, int64_t n,
     uint32_t row_words, uint32_t words) {
   const auto values = [&](const Span& span) {
@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(ElementwiseConfig::kThreads) relu_mask_vectors
 }
 
 template <typename T, int kSlope>
-__global__ void __launch_bounds__(ElementwiseConfig::kThreads) relu_mask_ragged(
+__global__ void __launch_bounds__(ElementwiseConfig::kThreads, kBlocks<kSlope>) relu_mask_ragged(
     const T* __restrict__ z, const T* __restrict__ slope, T* __restrict__ h, int32_t* __restrict__ bits, int64_t n,
     uint32_t row_words, uint32_t words) {
   const auto value = [&](int64_t offset) {
