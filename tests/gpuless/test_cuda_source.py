@@ -79,6 +79,40 @@ def test_pooling_kernels_touch_nothing_beyond_their_tensors_and_race_for_nothing
             assert agrees(kernels, op, args), (shape, geometry, layout, dtype)
 
 
+LIMITS = """
+#include "cuda/elementwise.cuh"
+#include "cuda/pooling.cuh"
+
+using xattr::cuda::countable;
+
+int64_t pools(int64_t size, int64_t images, int64_t channels, bool last, int64_t stride = 2, int64_t dilation = 1) {
+  const int64_t axis[] = {size, (size - 1 - dilation) / stride + 1, 2, stride, 0, dilation};
+  int64_t axes[3][6] = {{1, 1, 1, 1, 0, 1}};
+  for (int i = 1; i < 3; ++i) std::copy(axis, axis + 6, axes[i]);
+  return countable(axes, images, channels, last);
+}
+
+void run(const cuemu::Arguments& arguments) {
+  const int64_t found[] = {
+      countable(1, int64_t{1} << 35), countable(int64_t{1} << 30, 32), countable(int64_t{1} << 40, 0),
+      pools(1 << 10, 1 << 10, 1, false), pools(1 << 11, 1, 1 << 8, true),
+      pools(8, 1, 1, false, int64_t{1} << 31), pools(8, 1, 1, false, 1, 6),
+      countable(1, int64_t{1} << 36), countable(int64_t{1} << 30, 33), countable(int64_t{1} << 31, 1),
+      pools(1 << 16, 1, 1, false), pools(1 << 15, 1 << 17, 1, false), pools(1 << 12, 1, 1 << 8, true),
+      pools(1 << 4, 1 << 24, 1 << 8, true), pools(1 << 30, 1, 1, false, 1 << 30),
+  };
+  std::copy(std::begin(found), std::end(found), arguments.pointer<int64_t>(0));
+}
+"""
+
+
+def test_what_a_launch_cannot_count_is_left_to_the_layer_below():
+    """Words and rows of 2^31 and images of as many elements; strides may be as large as they like."""
+    found = torch.zeros(15, dtype=torch.int64)
+    shim.build("#include <algorithm>\n#include <iterator>\n" + LIMITS, "plain").run(found)
+    assert found.tolist() == [1] * 7 + [0] * 8
+
+
 class Fault(NamedTuple):
     """In `file`, `right` becomes `wrong`; the operator is then called at a shape and with a slope, or with windows.
 
