@@ -3,8 +3,8 @@
 //
 // A block takes spans of rows. First it takes their tiles through the sweeps, as mlp_attribute does, and leaves the
 // values that gradients need in a scratch of its own. Then it multiplies the pairs of each trained layer over the whole
-// span, both chains in one accumulation. No atomics: the sums of a block are its own, and the blocks' are added in their
-// order.
+// span, both chains in one accumulation. No atomics: the sums of a block are its own, and the blocks' are added in
+// their order.
 #pragma once
 
 #include "cuda/weight_gradients.cuh"
@@ -98,7 +98,7 @@ __device__ __forceinline__ void sweep_rows(
     for (int i = threadIdx.x; i < ROWS * words; i += kThreads)
       shared.mask(l)[i] = i < valid * words ? args.bits[l][first * words + i] : 0;
   }
-  if (args.delta.values != nullptr) {
+  if (args.down > 0) {
     Part<T>(args.delta.row(first), args.delta.stride, valid, net.widths[last], ROWS)
         .fetch(shared.values(last), shared.pitch(last));
     cp_async_commit();

@@ -117,9 +117,11 @@ def test_what_is_kept_changes_nothing_else(keep):
 
 
 @pytest.mark.parametrize("chains", CHAINS)
-@pytest.mark.parametrize("trained", [[], [1], [3], [1, 3]], ids=str)
-def test_layers_that_are_not_trained_change_no_other_result(trained, chains):
-    ops, args = on_shim("bf16"), net((20, 33, 16, 5), 70, torch.bfloat16)
+@pytest.mark.parametrize("trained", [[], [1], ["last"], [1, "last"]], ids=str)
+@pytest.mark.parametrize("widths", [(20, 33, 16, 5), (20, 33, 8)], ids=["three", "two"])
+def test_layers_that_are_not_trained_change_no_other_result(widths, trained, chains):
+    ops, args = on_shim("bf16"), net(widths, 70, torch.bfloat16)
+    trained = [len(widths) - 1 if k == "last" else k for k in trained]
     swept, chain = ops.swept(args), chain_of(chains, args)
     *everything, v_end, delta_end = ops.backward(chain, args, *swept)
     *few, same_v, same_delta = ops.backward(chain, args, *swept, trained)
