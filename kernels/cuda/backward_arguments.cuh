@@ -9,18 +9,18 @@ template <typename T>
 struct BackwardArguments {
   Network<T> net;
   SharedPlan plan;
-  Matrix<const T> x, a, s, c;                // own chain: [rows, N_0] twice, [rows, 1] twice; x null: it is absent
-  Matrix<const T> delta;                     // task's chain: [rows, N_L]; null: it is absent
-  T *v_end = nullptr, *delta_end = nullptr;  // [rows, N_L] and [rows, N_0], or null
-  const uint32_t* bits[kMostLayers + 1];     // by layer: masks [rows, words_of(N_l)]
-  Matrix<const T> g[kMostLayers + 1];        // own cotangents [rows, N_l] of trained layers
-  Matrix<const T> h[kMostLayers + 1];        // inputs [rows, N_{l-1}] of trained layers
-  T* scratch = nullptr;                      // [blocks, scratch_size]
-  int64_t v_places[kMostLayers + 1];         // where in it v_l and delta_l of a span are, or -1
-  int64_t delta_places[kMostLayers + 1];
+  Matrix<const T> x, a, s, c;                  // own chain: [rows, N_0] twice, [rows, 1] twice; x null: it is absent
+  Matrix<const T> delta;                       // task's chain: [rows, N_L]; null: it is absent
+  T *v_end = nullptr, *delta_end = nullptr;    // [rows, N_L] and [rows, N_0], or null
+  const uint32_t* bits[kMostLayers + 1] = {};  // by layer: masks [rows, words_of(N_l)]
+  Matrix<const T> g[kMostLayers + 1] = {};     // own cotangents [rows, N_l] of trained layers
+  Matrix<const T> h[kMostLayers + 1] = {};     // inputs [rows, N_{l-1}] of trained layers
+  T* scratch = nullptr;                        // [blocks, scratch_size]
+  int64_t v_places[kMostLayers + 1] = {};      // where in it v_l and delta_l of a span are, or -1
+  int64_t delta_places[kMostLayers + 1] = {};
   int64_t scratch_size = 0;
-  float* partials = nullptr;        // [blocks, places[layers + 1]]
-  int64_t places[kMostLayers + 2];  // where the gradient of layer l begins; empty ones are of layers not trained
+  float* partials = nullptr;             // [blocks, places[layers + 1]]
+  int64_t places[kMostLayers + 2] = {};  // where the gradient of layer l begins; empty ones are of layers not trained
   int64_t rows = 0;
   int span_rows = 0;
   int up = 0, down = 0;  // layers that the tangents and the cotangents go through

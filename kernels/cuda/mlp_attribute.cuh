@@ -13,11 +13,11 @@ template <typename T>
 struct AttributeArguments {
   Network<T> net;
   SharedPlan plan;
-  Matrix<const T> x, u;             // [rows, N_0], [rows, N_L]
-  T *y = nullptr, *a = nullptr;     // likewise
-  uint32_t* bits[kMostLayers + 1];  // by layer: masks [rows, words_of(N_l)]
-  T* h[kMostLayers + 1];            // values [rows, N_l] that are kept, or null
-  T* g[kMostLayers + 1];            // cotangents [rows, N_l], likewise
+  Matrix<const T> x, u;                  // [rows, N_0], [rows, N_L]
+  T *y = nullptr, *a = nullptr;          // likewise
+  uint32_t* bits[kMostLayers + 1] = {};  // by layer: masks [rows, words_of(N_l)]
+  T* h[kMostLayers + 1] = {};            // values [rows, N_l] that are kept, or null
+  T* g[kMostLayers + 1] = {};            // cotangents [rows, N_l], likewise
   int64_t rows = 0;
 };
 

@@ -146,8 +146,8 @@ template <typename T>
 struct ReductionArguments {
   const float* partials = nullptr;  // [blocks, places[layers + 1]]
   int blocks = 0, layers = 0;
-  int64_t places[kMostLayers + 2];
-  T* gradients[kMostLayers + 1];
+  int64_t places[kMostLayers + 2] = {};
+  T* gradients[kMostLayers + 1] = {};
 };
 
 // The gradients of all layers: the sums of what the blocks found, in their order.

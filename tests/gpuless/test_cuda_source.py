@@ -1,5 +1,7 @@
 """Kernels in CUDA C++ under g++: accesses out of bounds, undefined behaviour and races are found, and so are faults."""
 
+import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,6 +13,7 @@ from gpuless import launchers, shim
 from gpuless.toolchain import needs_shim
 from xattr_cuda.kernels import reference
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [needs_shim, pytest.mark.usefixtures("poisoned")]
 by_mode = pytest.mark.parametrize("mode", ["sanitized", "threads"])
 by_dtype = pytest.mark.parametrize("dtype", launchers.DTYPES, ids=["fp32", "bf16", "fp16"])
@@ -205,3 +208,9 @@ def test_a_fault_in_the_source_is_found(fault):
     except shim.ShimError as error:
         found = "Sanitizer" in str(error) or "runtime error" in str(error)
     assert found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels" / "cuda").glob("*.cuh")), ids=lambda path: path.name)
+def test_arguments_by_layer_start_as_nothing(path):
+    """A pointer of a layer that nobody sets must be null and not what the stack held: no sanitizer here sees that."""
+    assert not re.findall(r"\w+\[kMostLayers[^\]]*\];", path.read_text(encoding="utf-8"))

@@ -82,6 +82,9 @@ assert not fallen
 assert check(net((20, 33, 2), 0, torch.bfloat16)) == 0
 assert not fallen
 args = net((20, 33, 2), 40, torch.bfloat16)
+everything, nothing = through_glue("mlp_attribute")(*args), through_glue("mlp_attribute")(*args[:4], [], [])
+assert all(torch.equal(one, other) for one, other in zip(everything[:2], nothing[:2], strict=True))
+assert nothing[3] == nothing[4] == []
 turned = args._replace(
     x=args.x.T.contiguous().T, u=args.u.T.contiguous().T, weights=[w.T.contiguous().T for w in args.weights]
 )
