@@ -50,7 +50,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info, "How the extension was built: a dict of str to str.");
   m.def("cpu_capability", &xattr::instruction_set, "The instruction set that the CPU kernels use on this processor.");
 #ifdef XATTR_CUDA
-  m.def("set_cuda_kernels", &xattr::set_cuda_kernels, "Whether the CUDA kernels are used, or the layer below them is.");
+  m.def(
+      "set_cuda_kernels", &xattr::set_cuda_kernels,
+      "Whether the CUDA kernels are used, or the layer below them is; and whether they are forced.");
   m.def(
       "has_cuda_code", [](int device) { return xattr::has_cuda_code(at::Device(at::kCUDA, device)); },
       "Whether the CUDA kernels were built for a device.");

@@ -243,7 +243,7 @@ def test_kernels_in_cuda_and_in_triton_are_timed_side_by_side(monkeypatch):
 
     monkeypatch.setattr(gpu, "NATIVE", frozenset(["mask_mul"]))
     monkeypatch.setattr(gpu, "native_unavailable", lambda: "")
-    monkeypatch.setattr(gpu, "use_native", lambda on: None)
+    monkeypatch.setattr(gpu, "use_native", lambda on, force=False: None)
     monkeypatch.setattr(gpu, "below", lambda op: getattr(xa.kernels.reference, op))
     near, *found = operators.measure("mask_mul", torch.float32, PEAKS, 1, "cpu")
     assert [row.contestant for row in (near, *found)] == ["PyTorch", "cuda", "triton"]

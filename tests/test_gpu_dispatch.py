@@ -219,7 +219,9 @@ def test_a_forced_cuda_says_why_it_cannot_run(monkeypatch):
 def native(monkeypatch):
     """An extension with a kernel in CUDA C++ for relu_mask, on a GPU that it was built for; yields its switches."""
     switches = []
-    extension = types.SimpleNamespace(set_cuda_kernels=switches.append, has_cuda_code=lambda device: device == 0)
+    extension = types.SimpleNamespace(
+        set_cuda_kernels=lambda *on: switches.append(on), has_cuda_code=lambda device: device == 0
+    )
     monkeypatch.setattr(gpu, "NATIVE", frozenset(["relu_mask"]))
     monkeypatch.setattr(gpu, "extension", extension)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -230,9 +232,9 @@ def native(monkeypatch):
 def test_kernels_in_cuda_are_off_while_triton_is_forced_and_on_otherwise(native, monkeypatch):
     monkeypatch.setattr(gpu, "unavailable", lambda: "")
     with xa.use_backend("cuda"):
-        assert native == [True]
+        assert native == [(True, True)]
         with xa.use_backend("triton"):
-            assert native == [True, False]
+            assert native == [(True, True), (False, False)]
         assert native == [True, False, True]
         with pytest.raises(RuntimeError, match="back end 'cuda' was forced, but the tensors are on cpu"):
             xa.attribute(xa.models.xmlp([3, 2, 1]), torch.randn(4, 3))

@@ -6,8 +6,6 @@
 namespace xattr {
 namespace {
 
-using Attributed = std::tuple<at::Tensor, at::Tensor, Tensors, Tensors, Tensors>;
-
 struct AttributeCall {
   const Perceptron& net;
   at::Tensor x, u;
@@ -63,15 +61,17 @@ Attributed mlp_attribute(
   check_layers(op, "keep_h", keep_h, 1, net.layers() - 1);
   check_layers(op, "keep_g", keep_g, 0, net.layers() - 1);
   Attributed found;
-  bool served = cuda_kernels_serve(x) && within_limits(net);
-  if (served) {
+  const Way way = way_of(net, x);
+  if (way == Way::kKernels) {
     const c10::cuda::CUDAGuard guard(x.device());
     const AttributeCall call{net, row_major(x), row_major(u), keep_h, keep_g};
+    bool served = false;
     cuda::for_math(kernel_dtype(x.scalar_type()), rounds_to_tf32(), [&](auto math) {
       served = attribute<decltype(math)>(call, found);
     });
+    if (served) return found;
   }
-  if (served) return found;
+  if (way != Way::kBelow) return attribute_by_layers(net, x, u, keep_h, keep_g);
   static const auto below = layer_below<decltype(mlp_attribute)>(op);
   return below.call(x, weights, slopes, u, keep_h, keep_g);
 }

@@ -7,7 +7,6 @@ namespace xattr {
 namespace {
 
 using Optional = std::optional<at::Tensor>;
-using Gradients = std::tuple<Tensors, at::Tensor, at::Tensor>;
 
 // The arguments, checked, with unit stride between columns; undefined where they are None.
 struct BackwardCall {
@@ -92,7 +91,7 @@ void add_up(const BackwardCall& call, const cuda::BackwardArguments<T>& args, in
 
 // With the kernels, or false where they do not serve the network on this device.
 template <class Math>
-bool gradients_of(const BackwardCall& call, Gradients& found) {
+bool gradients_of(const BackwardCall& call, GradientsAndEnds& found) {
   using T = typename Math::Value;
   const auto options = call.net.weight(1).options();
   cuda::BackwardArguments<T> args;
@@ -125,7 +124,7 @@ bool gradients_of(const BackwardCall& call, Gradients& found) {
   return true;
 }
 
-Gradients mlp_attribute_backward(
+GradientsAndEnds mlp_attribute_backward(
     const Optional& x, const Optional& a, const Optional& s, const Optional& c, const Optional& delta,
     at::TensorList weights, at::ArrayRef<double> slopes, at::TensorList bits, at::TensorList g, at::TensorList h,
     at::IntArrayRef trained, bool output_tangent, bool input_cotangent) {
@@ -155,15 +154,20 @@ Gradients mlp_attribute_backward(
     call.delta = checked(op, "delta", delta, net, rows, net.width(last));
     call.h = checked_list(op, "h", h, trained, net, rows, 1);
   }
-  Gradients found;
-  bool served = cuda_kernels_serve(like) && within_limits(net);
-  if (served) {
+  GradientsAndEnds found;
+  const Way way = way_of(net, like);
+  if (way == Way::kKernels) {
     const c10::cuda::CUDAGuard guard(like.device());
+    bool served = false;
     cuda::for_math(kernel_dtype(like.scalar_type()), rounds_to_tf32(), [&](auto math) {
       served = gradients_of<decltype(math)>(call, found);
     });
+    if (served) return found;
   }
-  if (served) return found;
+  if (way != Way::kBelow) {
+    const LayerChains chains{call.x, call.a, call.s, call.c, call.delta, call.bits, call.g, call.h};
+    return gradients_by_layers(net, chains, trained, output_tangent, input_cotangent);
+  }
   static const auto below = layer_below<decltype(mlp_attribute_backward)>(op);
   return below.call(x, a, s, c, delta, weights, slopes, bits, g, h, trained, output_tangent, input_cotangent);
 }

@@ -13,11 +13,10 @@
 #include "cpu/perceptron.h"
 #include "cuda/dtype.h"
 #include "cuda/perceptron_launch.cuh"
+#include "cuda/perceptron_layers.h"
 #include "cuda/serving.h"
 
 namespace xattr {
-
-using Tensors = std::vector<at::Tensor>;
 
 // The device's compute capability and multiprocessors.
 cuda::Device kernel_device(at::Device device);
@@ -28,6 +27,24 @@ inline bool within_limits(const Perceptron& net) {
   bool fits = net.layers() <= cuda::kMostLayers;
   for (int64_t l = 0; l <= net.layers(); ++l) fits = fits && net.width(l) > 0 && net.width(l) <= cuda::kWidest;
   return fits;
+}
+
+// Who sweeps a network: the kernels of a whole perceptron, PyTorch's products with masks between them, or the layer
+// below, which is Triton.
+enum class Way { kKernels, kLayers, kBelow };
+
+// That Triton sweeps whole, and faster than its layers are.
+constexpr int64_t kTritonLayers = 8, kTritonWeights = 3 << 17;
+
+// Of a network whose dtype and device the kernels take, what was the fastest on an H200; where the kernels are forced,
+// these. Triton sweeps small networks of two-byte values, as kernels/triton/perceptron.py says which.
+inline Way way_of(const Perceptron& net, const at::Tensor& like) {
+  if (!cuda_kernels_serve(like)) return Way::kBelow;
+  if (cuda_kernels_forced()) return within_limits(net) ? Way::kKernels : Way::kLayers;
+  int64_t weights = 0;
+  for (const at::Tensor& weight : net.weights) weights += weight.numel();
+  const bool small = within_limits(net) && net.layers() <= kTritonLayers && weights <= kTritonWeights;
+  return small && like.scalar_type() != at::kFloat ? Way::kBelow : Way::kLayers;
 }
 
 // Whether fp32 is multiplied as TF32: what torch.get_float32_matmul_precision() says.

@@ -14,7 +14,7 @@ namespace {
 constexpr int kOldest = 80;  // compute capability: that of xattr_cuda/ops/gpu.py
 constexpr int kMostDevices = 64;
 
-std::atomic<bool> in_use{true};
+std::atomic<bool> in_use{true}, are_forced{false};
 std::array<std::atomic<int8_t>, kMostDevices> found{};  // 0: not known yet, 1: yes, -1: no
 
 __global__ void probe() {}
@@ -38,8 +38,13 @@ std::string cuda_build() {
   return words;
 }
 
-void set_cuda_kernels(bool on) {
+void set_cuda_kernels(bool on, bool forced) {
   in_use.store(on, std::memory_order_relaxed);
+  are_forced.store(forced, std::memory_order_relaxed);
+}
+
+bool cuda_kernels_forced() {
+  return are_forced.load(std::memory_order_relaxed);
 }
 
 bool has_cuda_code(at::Device device) {

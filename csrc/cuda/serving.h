@@ -11,8 +11,10 @@ namespace xattr {
 // The toolkit that compiled the kernels, and the architectures that it did for.
 std::string cuda_build();
 
-// Whether the kernels are to be used at all: off while another back end is forced.
-void set_cuda_kernels(bool on);
+// Whether the kernels are to be used at all: off while another back end is forced; and whether they are forced
+// themselves, so that they run where something else is faster.
+void set_cuda_kernels(bool on, bool forced);
+bool cuda_kernels_forced();
 
 // Whether this library holds code for a device: it may have been built for others.
 bool has_cuda_code(at::Device device);

@@ -66,7 +66,7 @@ def use_backend(name: str) -> Iterator[None]:
 def _set(name: str) -> None:
     global _active, _device
     _active, gpu.forced = name, name == "triton"
-    gpu.use_native(name != "triton")
+    gpu.use_native(name != "triton", force=name == "cuda")
     _device = {"cpu": "cpu", "triton": gpu.device(), "cuda": "cuda"}.get(name)
 
 

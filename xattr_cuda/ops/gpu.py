@@ -234,10 +234,10 @@ def native_unavailable() -> str:
     return f"the CUDA kernels were not built for {name}; reinstall with its TORCH_CUDA_ARCH_LIST"
 
 
-def use_native(on: bool) -> None:
-    """Whether the kernels in CUDA C++ are used, or what lies below them."""
+def use_native(on: bool, force: bool = False) -> None:
+    """Whether the kernels in CUDA C++ are used, or what lies below them; and whether where others are faster too."""
     if NATIVE:
-        extension.set_cuda_kernels(on)
+        extension.set_cuda_kernels(on, force)
 
 
 def serving(name: str) -> str:

@@ -67,6 +67,11 @@ def falls_through(args):
     fallen.clear()
 
 
+def goes_by_layers(args):
+    assert check(args, chains=("own", "both")) == 0
+    assert not fallen
+
+
 assert set(OPS) <= gpu.NATIVE
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
     for widths, rows in (((16, 5), 70), ((7, 5, 3, 2), 17), ((37, 130, 33, 1), 70)):
@@ -91,13 +96,23 @@ turned = args._replace(
 assert check(turned) > 0
 assert not fallen
 
-falls_through(net((20, 513, 2), 9, torch.float32))
-falls_through(net((3,) * 18, 9, torch.float32))
 falls_through(net((20, 33, 2), 9, torch.float64))
+goes_by_layers(net((20, 513, 2), 9, torch.float32))
+goes_by_layers(net((3,) * 18, 9, torch.float32))
 glue.pretend(86, 4)
-falls_through(net((512,) * 16, 9, torch.float32))  # the masks of so many layers leave no room
+goes_by_layers(net((512,) * 16, 9, torch.float32))  # the masks of so many layers leave no room
 assert check(net((512, 512, 2), 9, torch.float32), chains=("both",)) > 0
 assert not fallen
+
+glue.use(True, False)  # not forced: whatever was the fastest
+goes_by_layers(net((37, 130, 33, 1), 70, torch.float32))
+goes_by_layers(net((5, 4, 3), 0, torch.float32))
+goes_by_layers(net((700, 600, 2), 9, torch.bfloat16))
+goes_by_layers(net((5, 4), 3, torch.float32))
+falls_through(net((37, 130, 33, 1), 70, torch.bfloat16))
+turned = net((20, 33, 2), 40, torch.float32)
+goes_by_layers(turned._replace(x=turned.x.T.contiguous().T, weights=[w.T.contiguous().T for w in turned.weights]))
+glue.use(True, True)
 
 x, weights, slopes, u, keep_h, keep_g = net((4, 3, 2), 5, torch.float32)
 wrong = {

@@ -14,17 +14,22 @@ static int64_t launches = 0;
 #include "cuda/max_pool.cu"
 #include "cuda/mlp_attribute.cu"
 #include "cuda/mlp_attribute_backward.cu"
+#include "cuda/perceptron_layers.cu"
 #include "cuda/pool_pull.cu"
 #include "cuda/pool_push.cu"
 #include "cuda/relu_mask.cu"
 
 namespace xattr {
 
-static bool in_use = true;
+static bool in_use = true, are_forced = true;
 static cuda::Device device{80, 4};
 
 cuda::Device kernel_device(at::Device) {
   return device;
+}
+
+bool cuda_kernels_forced() {
+  return are_forced;
 }
 
 bool cuda_kernels_serve(at::ScalarType dtype, at::Device) {
@@ -38,5 +43,5 @@ TORCH_LIBRARY(xattr_glue, m) {
   m.def("pretend", [](int64_t capability, int64_t processors) {
     xattr::device = {static_cast<int>(capability), static_cast<int>(processors)};
   });
-  m.def("use", [](bool on) { xattr::in_use = on; });
+  m.def("use", [](bool on, bool forced) { xattr::in_use = on, xattr::are_forced = forced; });
 }
