@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH ?= --compile
 GPU_CHECK ?=
+TRITON ?= 3.6.0
 CXX_FILES := $(shell find csrc kernels tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := setup.py pyproject.toml requirements-dev.txt $(filter csrc/% kernels/%,$(CXX_FILES))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench gpu-check kernel-report cuda-link clean
+.PHONY: help install demo test lint format bench gpu-check kernel-report triton-release cuda-link clean
 
 help:  ## Say what the targets do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
@@ -52,6 +53,10 @@ kernel-report: $(STAMP)  ## Compile every GPU kernel for every architecture, wit
 
 cuda-link: $(STAMP)  ## Build, link and import the CUDA kernels with a CUDA build of torch, without a GPU; needs nvcc (downloads gigabytes)
 	PYTHONPATH=tests $(BIN)/python -m gpuless.cuda_link
+
+triton-release: $(STAMP)  ## Run the tests of the kernels on another release of Triton: make triton-release TRITON=3.6.0
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/triton-$(TRITON) triton==$(TRITON)
+	PYTHONPATH=build/triton-$(TRITON) $(BIN)/python -m pytest tests/gpuless tests/test_tuned.py tests/test_traced.py
 
 gpu-check:  ## On a machine with a GPU, torch and triton, without network or .venv: build, test and time there (under 8 minutes)
 	$(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
