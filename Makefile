@@ -8,6 +8,7 @@ STAMP := $(VENV)/.installed
 BENCH ?= --compile
 GPU_CHECK ?=
 TRITON ?= 3.6.0
+JOBS ?= 2
 CXX_FILES := $(shell find csrc kernels tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := setup.py pyproject.toml requirements-dev.txt $(filter csrc/% kernels/%,$(CXX_FILES))
 
@@ -29,8 +30,8 @@ $(STAMP): $(SOURCES) kernels # the folder changes with every leaf that joins it,
 demo: $(STAMP)  ## Cure a network of a spurious correlation: decoy digits, with and without a prior (seconds, once installed)
 	$(BIN)/xattr-cuda demo
 
-test: $(STAMP)  ## Run the tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## Run the tests, a file to a process and JOBS processes at once
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 lint: $(STAMP)  ## Check style and types: ruff, clang-format, mypy
 	$(BIN)/ruff check .
