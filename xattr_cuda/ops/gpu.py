@@ -2,8 +2,8 @@
 
 This is the one place where that is chosen. An operator with a kernel in CUDA C++ (`NATIVE`) goes there from PyTorch's
 dispatcher, without Python between; for what that does not serve, such as float64, its glue calls the operator of the
-same name in `xattr_below`, which is what all others are: Triton over the reference. Perceptrons are the exception, whose
-glue takes what was measured to be the fastest (`way_of` in csrc/cuda/perceptron.h).
+same name in `xattr_below`, which is what all others are: Triton over the reference. The glue of perceptrons takes what
+was measured to be the fastest (`way_of` in csrc/cuda/perceptron.h).
 
 Triton is imported, and a kernel compiled, when a GPU tensor first needs it.
 A Triton that is missing, or a kernel that fails to compile or to start, is reported in one warning and replaced by the
