@@ -235,10 +235,10 @@ def test_kernels_in_cuda_are_off_while_triton_is_forced_and_on_otherwise(native,
         assert native == [(True, True)]
         with xa.use_backend("triton"):
             assert native == [(True, True), (False, False)]
-        assert native == [True, False, True]
+        assert native == [(True, True), (False, False), (True, True)]
         with pytest.raises(RuntimeError, match="back end 'cuda' was forced, but the tensors are on cpu"):
             xa.attribute(xa.models.xmlp([3, 2, 1]), torch.randn(4, 3))
-    assert native == [True, False, True, True]
+    assert native == [(True, True), (False, False), (True, True), (True, False)]
 
 
 def test_a_gpu_that_the_kernels_were_not_built_for_is_named(native, monkeypatch):
