@@ -26,7 +26,7 @@ from .tuned import chosen
 from .variant import DTYPES, POINTERS, Variant
 
 WIDEST, DEEPEST = 512, 8  # of the networks that one launch serves; others go layer by layer
-FASTER = 3 * 2**17  # weights of those that are faster so, as measured on an H200 (in C++: csrc/cuda/perceptron.cu)
+FASTER = 3 * 2**17  # weights of those that are faster so, as measured on an H200 (in C++: csrc/cuda/perceptron.h)
 MOST_ROWS = 128  # that a program takes
 FARTHEST = 2**31 // MOST_ROWS - WIDEST  # elements from row to row
 LAUNCHED = 2**16  # rows of one launch, a bound on the memory that it passes values through; more take another
