@@ -52,6 +52,37 @@ void check_layers(const char* op, const char* name, at::IntArrayRef layers, int6
       fits, "xattr::", op, ": `", name, "` is ", layers, "; wanted ascending layers from ", first, " to ", last);
 }
 
+Perceptron checked_attribute(
+    const char* op, const at::Tensor& x, at::TensorList weights, at::ArrayRef<double> slopes, const at::Tensor& u,
+    at::IntArrayRef keep_h, at::IntArrayRef keep_g) {
+  check_values(op, "x", x);
+  Perceptron net = checked_perceptron(op, x, weights, slopes);
+  check_matrix(op, "x", x, net, x.size(0), net.width(0));
+  check_matrix(op, "u", u, net, x.size(0), net.width(net.layers()));
+  check_layers(op, "keep_h", keep_h, 1, net.layers() - 1);
+  check_layers(op, "keep_g", keep_g, 0, net.layers() - 1);
+  return net;
+}
+
+Perceptron checked_backward(
+    const char* op, const std::optional<at::Tensor>& x, const std::optional<at::Tensor>& a,
+    const std::optional<at::Tensor>& s, const std::optional<at::Tensor>& delta, at::TensorList weights,
+    at::ArrayRef<double> slopes, at::TensorList bits, at::IntArrayRef trained, bool output_tangent,
+    bool input_cotangent) {
+  TORCH_CHECK_VALUE(x || delta, "xattr::", op, ": `x` and `delta` are both None; wanted one chain at least");
+  TORCH_CHECK_VALUE(
+      !x || a || s, "xattr::", op, ": `a` and `s` are both None; wanted one of them at least to start from `x`");
+  const at::Tensor& like = x ? *x : *delta;
+  check_values(op, x ? "x" : "delta", like);
+  Perceptron net = checked_perceptron(op, like, weights, slopes);
+  check_masks(op, bits, net, like.size(0));
+  check_layers(op, "trained", trained, 1, net.layers());
+  TORCH_CHECK_VALUE(
+      (x || !output_tangent) && (delta || !input_cotangent), "xattr::", op,
+      ": the end of a chain was asked for that was not given");
+  return net;
+}
+
 int32_t* mask_rows(at::TensorList bits, int64_t l, int64_t row) {
   if (l == 0 || l > static_cast<int64_t>(bits.size())) return nullptr;
   const at::Tensor& mask = bits[l - 1];

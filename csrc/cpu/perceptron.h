@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/ArrayRef.h>
 
+#include <optional>
 #include <vector>
 
 #include "cpu/sweep_plan.h"
@@ -42,6 +43,17 @@ void check_masks(const char* op, at::TensorList bits, const Perceptron& net, int
 
 // Ascending numbers of layers, first .. last.
 void check_layers(const char* op, const char* name, at::IntArrayRef layers, int64_t first, int64_t last);
+
+// The network of mlp_attribute and of mlp_attribute_backward, whose arguments are checked with it; of the latter's, the
+// matrices of the chains are left to who reads them.
+Perceptron checked_attribute(
+    const char* op, const at::Tensor& x, at::TensorList weights, at::ArrayRef<double> slopes, const at::Tensor& u,
+    at::IntArrayRef keep_h, at::IntArrayRef keep_g);
+Perceptron checked_backward(
+    const char* op, const std::optional<at::Tensor>& x, const std::optional<at::Tensor>& a,
+    const std::optional<at::Tensor>& s, const std::optional<at::Tensor>& delta, at::TensorList weights,
+    at::ArrayRef<double> slopes, at::TensorList bits, at::IntArrayRef trained, bool output_tangent,
+    bool input_cotangent);
 
 // The mask of layer l from `row` on; null for the input and the output, which have none.
 int32_t* mask_rows(at::TensorList bits, int64_t l, int64_t row);

@@ -54,12 +54,7 @@ Attributed mlp_attribute(
     const at::Tensor& x, at::TensorList weights, at::ArrayRef<double> slopes, const at::Tensor& u,
     at::IntArrayRef keep_h, at::IntArrayRef keep_g) {
   const char* op = "mlp_attribute";
-  check_values(op, "x", x);
-  const Perceptron net = checked_perceptron(op, x, weights, slopes);
-  check_matrix(op, "x", x, net, x.size(0), net.width(0));
-  check_matrix(op, "u", u, net, x.size(0), net.width(net.layers()));
-  check_layers(op, "keep_h", keep_h, 1, net.layers() - 1);
-  check_layers(op, "keep_g", keep_g, 0, net.layers() - 1);
+  const Perceptron net = checked_attribute(op, x, weights, slopes, u, keep_h, keep_g);
   Attributed found;
   const Way way = way_of(net, x);
   if (way == Way::kKernels) {

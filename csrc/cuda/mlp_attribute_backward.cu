@@ -129,18 +129,10 @@ GradientsAndEnds mlp_attribute_backward(
     at::TensorList weights, at::ArrayRef<double> slopes, at::TensorList bits, at::TensorList g, at::TensorList h,
     at::IntArrayRef trained, bool output_tangent, bool input_cotangent) {
   const char* op = "mlp_attribute_backward";
-  TORCH_CHECK_VALUE(x || delta, "xattr::", op, ": `x` and `delta` are both None; wanted one chain at least");
-  TORCH_CHECK_VALUE(
-      !x || a || s, "xattr::", op, ": `a` and `s` are both None; wanted one of them at least to start from `x`");
+  const Perceptron net =
+      checked_backward(op, x, a, s, delta, weights, slopes, bits, trained, output_tangent, input_cotangent);
   const at::Tensor& like = x ? *x : *delta;
-  check_values(op, x ? "x" : "delta", like);
-  const Perceptron net = checked_perceptron(op, like, weights, slopes);
   const int64_t rows = like.size(0), last = net.layers();
-  check_masks(op, bits, net, rows);
-  check_layers(op, "trained", trained, 1, last);
-  TORCH_CHECK_VALUE(
-      (x || !output_tangent) && (delta || !input_cotangent), "xattr::", op,
-      ": the end of a chain was asked for that was not given");
   BackwardCall call{net, rows, trained, output_tangent, input_cotangent};
   for (const at::Tensor& mask : bits) call.bits.push_back(mask.contiguous());
   if (x) {
