@@ -104,7 +104,8 @@ def weight_gradients(
     family = f"weight_gradients-{kind(like.dtype, precision)}"
     config = chosen(family, "weight_gradients", like.device, like.dtype, shape, table, f"{1 + two_chains} chains")
     constants = {**_constants(shapes, config), "PRECISION": precision}
-    tiles, share = _grid(shapes, rows, config, multiprocessors(like.device))
+    tiles = constants["TILES"][-1]
+    share = _share(rows, tiles, config.blocks["STEP"], multiprocessors(like.device))
     splits = triton.cdiv(rows, share)
     partial = torch.empty(count * splits, places[-1], dtype=torch.float32, device=like.device)
     for part, pairs in enumerate(parts):
@@ -148,11 +149,10 @@ def _constants(shapes: Sequence[tuple[int, int]], config: Config) -> dict[str, A
     return {"NS": tuple(n for n, _ in shapes), "KS": tuple(k for _, k in shapes), "TILES": (0, *tiles)}
 
 
-def _grid(shapes: Sequence[tuple[int, int]], rows: int, config: Config, processors: int) -> tuple[int, int]:
-    """(tiles, rows of a split): two programs to a multiprocessor, but whole steps, and none for a few rows."""
-    tiles, step = _constants(shapes, config)["TILES"][-1], config.blocks["STEP"]
+def _share(rows: int, tiles: int, step: int, processors: int) -> int:
+    """Rows of a split: two programs to a multiprocessor, but whole steps, and none for a few rows."""
     splits = max(1, min(2 * processors // tiles, triton.cdiv(rows, SHORTEST_SHARE)))
-    return tiles, triton.cdiv(triton.cdiv(rows, splits), step) * step
+    return triton.cdiv(triton.cdiv(rows, splits), step) * step
 
 
 def _variants() -> Iterator[Variant]:
