@@ -175,7 +175,7 @@ def _input_times_gradient_backward(
         total = total + 2 * a * dl2.view(each)
     dscale = None
     if needs_scale:  # one number of many products: summed so that it is rounded once
-        products = total.double() * x * g
+        products = total.double() * (x.double() * g)
         dscale = (products.flatten(1).sum(1) if a.dim() > 1 else products).to(a.dtype)
     scaled = total if scale is None else total * scale.view(each)
     return (
