@@ -9,6 +9,7 @@ BENCH ?= --compile
 GPU_CHECK ?=
 TRITON ?= 3.6.0
 JOBS ?= 2
+SEED ?= 0
 CXX_FILES := $(shell find csrc kernels tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := setup.py pyproject.toml requirements-dev.txt $(filter csrc/% kernels/%,$(CXX_FILES))
 
@@ -30,8 +31,8 @@ $(STAMP): $(SOURCES) kernels # the folder changes with every leaf that joins it,
 demo: $(STAMP)  ## Cure a network of a spurious correlation: decoy digits, with and without a prior (seconds, once installed)
 	$(BIN)/xattr-cuda demo
 
-test: $(STAMP)  ## Run the tests, a file to a process and JOBS processes at once
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+test: $(STAMP)  ## Run the tests, a file to a process and JOBS processes at once, on inputs drawn from SEED
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --seed $(SEED)
 
 lint: $(STAMP)  ## Check style and types: ruff, clang-format, mypy
 	$(BIN)/ruff check .
