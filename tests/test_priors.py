@@ -159,3 +159,14 @@ def test_a_network_can_be_trained_on_it(name, backend):
     _, attribution = xa.attribute(model, torch.randn(4, 6))
     prior_for(name, (4, 2, 3))(attribution.reshape(4, 2, 3)).backward()
     assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+
+
+def test_all_of_them_fit_into_one_compiled_graph():
+    a = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    made = [prior_for(name, a.shape) for name in PRIORS]
+    torch.compiler.reset()
+    found = []
+    for wrap in (lambda f: f, lambda f: torch.compile(f, fullgraph=True, backend="aot_eager")):
+        value = wrap(lambda a: sum(prior(a) for prior in made))(a)
+        found.append((value, *torch.autograd.grad(value, a)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-14)

@@ -39,6 +39,40 @@ def test_without_a_warm_up_the_strength_is_there_from_the_first_step_after_the_d
     assert [delayed.strength_at(step) for step in range(4)] == [0, 0, 0.3, 0.3]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_the_dtype_of_the_prior_is_kept(dtype):
+    a = torch.randn(4, 6, dtype=dtype, requires_grad=True)
+    prior = priors.schedule(priors.l1, 0.3, warmup=0)
+    prior(a).backward()
+    assert prior(a).dtype == a.grad.dtype == dtype
+    torch.testing.assert_close(prior(a), 0.3 * priors.l1(a))
+
+
+def test_a_compiled_step_is_compiled_once_and_follows_the_strength():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    prior, a = priors.schedule(priors.l1, 0.3, warmup=5, delay=2), torch.randn(4, 6, dtype=torch.float64)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda a: prior(a), fullgraph=True, backend=backend)
+    for step in range(9):
+        torch.testing.assert_close(compiled(a), prior.strength_at(step) * priors.l1(a), rtol=1e-12, atol=0)
+        prior.step()
+    assert len(graphs) == 1
+
+
+def test_a_step_may_be_counted_before_the_backward_pass():
+    prior, a = priors.schedule(priors.l1, 0.4, warmup=2), torch.ones(1, 3, requires_grad=True)
+    prior.step()
+    value = prior(a)
+    prior.step()
+    value.backward()
+    torch.testing.assert_close(a.grad, torch.full((1, 3), 0.2))
+
+
 def test_a_resumed_run_continues():
     prior = priors.schedule(priors.l1, 0.3, warmup=10, shape="cosine")
     for _ in range(4):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 SHAPES: dict[str, Callable[[float], float]] = {
@@ -16,7 +17,12 @@ class Schedule:
     """A prior times a strength that changes from step to step; made by `schedule`, which says what it does."""
 
     def __init__(self, prior: Callable[..., Tensor], strength_at: Callable[[int], float]) -> None:
-        self.prior, self.strength_at, self.steps = prior, strength_at, 0
+        self.prior, self.strength_at = prior, strength_at
+        self._go_to(0)
+
+    def _go_to(self, steps: int) -> None:
+        self.steps = steps
+        self._strength = torch.tensor(self.strength, dtype=torch.float64)  # a number would be compiled anew every step
 
     @property
     def strength(self) -> float:
@@ -25,11 +31,12 @@ class Schedule:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """The prior of these arguments, times the strength."""
-        return self.strength * self.prior(*args, **kwargs)
+        value = self.prior(*args, **kwargs)
+        return (self._strength * value).to(value.dtype)
 
     def step(self) -> None:
-        """Count a step: call it once after each of the optimiser's."""
-        self.steps += 1
+        """Count a step: call it once after each of the optimiser's, outside of what is compiled."""
+        self._go_to(self.steps + 1)
 
     def state_dict(self) -> dict[str, int]:
         """What a checkpoint must hold: the number of steps done. The settings belong to the code."""
@@ -37,7 +44,7 @@ class Schedule:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue where `state_dict` was taken."""
-        self.steps = _whole("load_state_dict: `steps`", state["steps"])
+        self._go_to(_whole("load_state_dict: `steps`", state["steps"]))
 
 
 def schedule(
