@@ -42,7 +42,7 @@ def adjacency(shape):
 
 
 def laplacian(a):
-    m, w = mean_size(a), adjacency(a.shape).numpy()
+    m, w = mean_size(a), adjacency(a.shape).cpu().numpy()
     return m @ (np.diag(w.sum(1)) - w) @ m
 
 
@@ -52,7 +52,7 @@ def target(shape):
 
 def divergence(size, t, smoothing=1e-3):
     """KL of one vector of sizes, scipy's rel_entr written out."""
-    t, p = ((v / v.sum() + smoothing / v.size) / (1 + smoothing) for v in (t.numpy().astype(float).ravel(), size))
+    t, p = ((v / v.sum() + smoothing / v.size) / (1 + smoothing) for v in (t.cpu().numpy().astype(float).ravel(), size))
     return sum(x * math.log(x / y) for x, y in zip(t, p, strict=True))
 
 
@@ -63,28 +63,28 @@ PRIORS = {  # name: the prior for a shape and a group, the formula, the power of
     "total_variation": (lambda shape, **g: lambda a: priors.total_variation(a, **g), total_variation, 1),
     "right_reasons": (
         lambda shape, **g: priors.right_reasons(half_mask(shape), **g),
-        lambda a: ((a * half_mask(a.shape).numpy()) ** 2).sum() / a.shape[0],
+        lambda a: ((a * half_mask(a.shape).cpu().numpy()) ** 2).sum() / a.shape[0],
         2,
     ),
     "outside": (
         lambda shape, **g: priors.outside(soft_mask(shape), **g),
-        lambda a: np.mean([((1 - soft_mask(a.shape).numpy()) * abs(r)).sum() / abs(r).sum() for r in a]),
+        lambda a: np.mean([((1 - soft_mask(a.shape).cpu().numpy()) * abs(r)).sum() / abs(r).sum() for r in a]),
         0,
     ),
     "outside, amount": (
         lambda shape, **g: priors.outside(soft_mask(shape), share=False, **g),
-        lambda a: ((1 - soft_mask(a.shape).numpy()) * abs(a)).sum() / a.shape[0],
+        lambda a: ((1 - soft_mask(a.shape).cpu().numpy()) * abs(a)).sum() / a.shape[0],
         1,
     ),
     "graph_laplacian": (lambda shape, **g: priors.graph_laplacian(adjacency(shape), **g), laplacian, 2),
     "fairness": (
         lambda shape, **g: priors.fairness(half_mask(shape), **g),
-        lambda a: np.abs(a[:, half_mask(a.shape).numpy()]).sum() / np.abs(a).sum(),
+        lambda a: np.abs(a[:, half_mask(a.shape).cpu().numpy()]).sum() / np.abs(a).sum(),
         0,
     ),
     "fairness, amount": (
         lambda shape, **g: priors.fairness(half_mask(shape), share=False, **g),
-        lambda a: np.abs(a[:, half_mask(a.shape).numpy()]).sum() / a.shape[0],
+        lambda a: np.abs(a[:, half_mask(a.shape).cpu().numpy()]).sum() / a.shape[0],
         1,
     ),
     "target_distribution": (

@@ -42,7 +42,7 @@ def test_value_is_that_of_the_formula(name, shape, backend):
     value = prior(a)
     assert value.shape == ()
     assert value.dtype == torch.float64
-    assert value.item() == pytest.approx(PRIORS[name][1](a.numpy()), rel=1e-12, abs=1e-15)
+    assert value.item() == pytest.approx(PRIORS[name][1](a.cpu().numpy()), rel=1e-12, abs=1e-15)
 
 
 @by_prior
@@ -96,7 +96,7 @@ def test_the_dtype_is_kept(name, dtype, backend):
     value = prior_for(name, a.shape)(a)
     value.backward()
     assert value.dtype == a.grad.dtype == dtype
-    want = PRIORS[name][1](a.detach().double().numpy())
+    want = PRIORS[name][1](a.detach().double().cpu().numpy())
     assert value.item() == pytest.approx(want, rel=4 * torch.finfo(dtype).eps)
 
 

@@ -53,7 +53,7 @@ def check_group(group: "ProcessGroup | None", prior: str) -> int:
 def batch_mean(total: Tensor, samples: int, group: "ProcessGroup | None", prior: str) -> Tensor:
     """Mean over the batch from the sum over this process's `samples`; zero of an empty batch.
 
-    total: floating, fp32 at least, of any shape, the same in every process. The count travels with the sums: exact up to
+    total: floating, fp32 at least, of one shape in all processes. The count travels with the sums: exact up to
     16.7 million samples in fp32.
     """
     if check_group(group, prior) == 1:
