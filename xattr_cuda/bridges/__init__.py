@@ -5,6 +5,7 @@ from typing import Any
 from .. import extras
 
 _HOMES = {  # name: the file, called like the library and the extra that brings it, and the name there
+    "AttributionPrior": ("lightning", "AttributionPrior"),
     "export_onnx": ("onnx", "export_onnx"),
     "with_attribution": ("export", "with_attribution"),  # for torch.export, which needs no extra
 }
