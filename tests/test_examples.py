@@ -2,13 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-CONTRAST = Path(__file__).parents[1] / "examples" / "contrast.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+CONTRAST = EXAMPLES / "contrast.py"
 EPOCHS = 4
 TWIN, XDNN = "with biases", "X-DNN"
 
@@ -20,6 +22,21 @@ def run(script: Path, *arguments: object, folder: Path) -> subprocess.CompletedP
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
+
+
+def run_group(code: str, folder: Path) -> str:
+    """What a fresh process prints that runs `code` in `folder` and forks others; none of them outlives a timeout."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "PYTHONPATH": f"{EXAMPLES}:{EXAMPLES.parent}"}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes)
+    try:
+        printed, errors = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, errors
+    return printed
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ class ConvRule(Layer):
             return [(total // 2, total - total // 2) for total in totals]
         return [(p, p) for p in self._each(0 if self.padding == "valid" else self.padding)]
 
-    def _paddings(self, weight: Tensor) -> tuple[list[int], list[int]]:
+    def paddings(self, weight: Tensor) -> tuple[list[int], list[int]]:
         """The padding that the convolution itself applies, and what must come before it, as F.pad takes it."""
         margins = self._margins(weight)
         inner = [before if self.padding_mode == "zeros" else 0 for before, _ in margins]
@@ -71,7 +71,7 @@ class ConvRule(Layer):
         outer = [(before - within, after - within) for (before, after), within in pairs]
         return inner, [p for pair in reversed(outer) for p in pair]
 
-    def _geometry(self, inner: list[int]) -> tuple[Any, ...]:
+    def geometry(self, inner: list[int]) -> tuple[Any, ...]:
         """The settings as ATen takes them."""
         stride, dilation, output_padding = map(self._each, (self.stride, self.dilation, self.output_padding))
         return stride, inner, dilation, self.transposed, output_padding, self.groups
@@ -87,9 +87,9 @@ class ConvRule(Layer):
             )
 
     def _convolve(self, h: Tensor, weight: Tensor) -> Tensor:
-        inner, outer = self._paddings(weight)
+        inner, outer = self.paddings(weight)
         h = pad(h, outer, self.padding_mode)
-        return torch.ops.aten.convolution(h, weight, None, *self._geometry(inner))
+        return torch.ops.aten.convolution(h, weight, None, *self.geometry(inner))
 
     def forward(self, params: Sequence[Tensor], *inputs: Tensor) -> tuple[Tensor, Residual]:
         self._check(inputs[0], params[0])
@@ -100,11 +100,11 @@ class ConvRule(Layer):
 
     def cotangent(self, frame: Frame, g: Tensor) -> Tensor:
         (weight,), (shape,) = frame.params, frame.shapes
-        inner, outer = self._paddings(weight)
+        inner, outer = self.paddings(weight)
         padded = list(shape)
         for dim, before, after in sides(outer):
             padded[dim] += before + after
-        settings = (*self._geometry(inner), [True, False, False])
+        settings = (*self.geometry(inner), [True, False, False])
         found = torch.ops.aten.convolution_backward(g, stand_in(g, padded), weight, None, *settings)
         return unpad(found[0], outer, self.padding_mode)
 
@@ -122,8 +122,8 @@ class ConvRule(Layer):
         return frame.params[0].numel() > math.prod(frame.out_shape) + math.prod(frame.shapes[0])
 
     def _weight_gradient(self, g: Tensor, v: Tensor, weight: Tensor) -> Tensor:
-        inner, outer = self._paddings(weight)
-        settings = (*self._geometry(inner), [False, True, False])
+        inner, outer = self.paddings(weight)
+        settings = (*self.geometry(inner), [False, True, False])
         v = pad(v, outer, self.padding_mode)
         return torch.ops.aten.convolution_backward(g, v, weight, None, *settings)[1]
 

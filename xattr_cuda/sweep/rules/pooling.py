@@ -245,7 +245,7 @@ class AmaxRule(Layer):
     def __init__(self, dim: Any, keepdim: Any) -> None:
         self.dim, self.keepdim = dim, keepdim
 
-    def _dims(self, shape: Sequence[int]) -> list[int]:
+    def dims_of(self, shape: Sequence[int]) -> list[int]:
         given = self.dim if isinstance(self.dim, (tuple, list)) else [self.dim]
         dims = [d % len(shape) for d in given]
         if not dims or 0 in dims:
@@ -257,7 +257,7 @@ class AmaxRule(Layer):
 
     def forward(self, params: Sequence[Tensor], *inputs: Tensor) -> tuple[Tensor, Residual]:
         (h,) = inputs
-        dims = self._dims(h.shape)
+        dims = self.dims_of(h.shape)
         rows, _ = by_rows((h == h.amax(dims, keepdim=True)).to(h.dtype))
         return h.amax(dims, keepdim=bool(self.keepdim)), (ops.relu_mask(rows)[1],)
 
@@ -266,15 +266,15 @@ class AmaxRule(Layer):
         rows, restore = by_rows(t, *frame.residual)
         chosen = restore(ops.mask_mul(rows, *frame.residual))
         ones = restore(ops.mask_mul(torch.ones_like(rows), *frame.residual))
-        return chosen / ones.sum(self._dims(t.shape), keepdim=True)
+        return chosen / ones.sum(self.dims_of(t.shape), keepdim=True)
 
     def tangent(self, frame: Frame, *tangents: Tensor) -> Tensor:
         (v,) = tangents
-        return self._selected(frame, v).sum(self._dims(v.shape), keepdim=bool(self.keepdim))
+        return self._selected(frame, v).sum(self.dims_of(v.shape), keepdim=bool(self.keepdim))
 
     def cotangent(self, frame: Frame, g: Tensor) -> Tensor:
         (shape,) = frame.shapes
-        kept = [1 if d in self._dims(shape) else n for d, n in enumerate(shape)]
+        kept = [1 if d in self.dims_of(shape) else n for d, n in enumerate(shape)]
         return self._selected(frame, g.reshape(kept).expand(shape))
 
 

@@ -59,7 +59,7 @@ class InterpolateRule(Layer):
             isinstance(s, torch.SymInt) for s in (*g.shape, *shape)
         ):
             # ATen's transposes take known sizes only, and on a GPU some of them add with atomics.
-            found = self._by_matrices(g, shape)
+            found = self.by_matrices(g, shape)
         else:
             dims = len(shape) - 2
             settings = () if self.mode.startswith("nearest") else (bool(self.align_corners),)
@@ -73,7 +73,7 @@ class InterpolateRule(Layer):
             return f"_upsample_nearest_exact{dims}d_backward"
         return f"_upsample_{self.mode}2d_aa_backward" if self.antialias else f"upsample_{self.mode}{dims}d_backward"
 
-    def _by_matrices(self, g: Tensor, shape: Sequence[int]) -> Tensor:
+    def by_matrices(self, g: Tensor, shape: Sequence[int]) -> Tensor:
         """The cotangent at an input of this shape, one dimension after the other: every mode but area is separable."""
         ones = [1] * (len(shape) - 3)
         for dim, scale in enumerate(self._scales(len(shape) - 2), 2):
