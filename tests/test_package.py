@@ -78,11 +78,12 @@ LAYERS = {  # each part of the package imports only itself and what has a lower 
     "convert": 4,
     "attr": 4,
     "priors": 4,
-    "": 5,  # xattr_cuda/__init__.py, the public index
-    "training": 6,
-    "bench": 7,
-    "cli": 8,
-    "__main__": 9,
+    "bridges": 5,
+    "": 6,  # xattr_cuda/__init__.py, the public index
+    "training": 7,
+    "bench": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 
 

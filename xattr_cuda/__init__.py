@@ -8,7 +8,7 @@ loss = criterion(output, labels) + strength * xa.priors.gini(attribution)
 loss.backward()
 """
 
-from . import attr, models, nn, ops, priors
+from . import attr, bridges, models, nn, ops, priors
 from ._version import __version__
 from .check import check
 from .convert import ConversionError, convert
@@ -53,6 +53,7 @@ __all__ = [
     "attr",
     "attribute",
     "attribute_loss",
+    "bridges",
     "check",
     "convert",
     "models",
