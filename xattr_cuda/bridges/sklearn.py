@@ -198,7 +198,7 @@ class XMLPClassifier(ClassifierMixin, _XMLP):
         X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"`y` holds one class, {self.classes_[0]!r}; wanted two or more")
+            raise ValueError(f"`y` holds one class, {self.classes_.tolist()[0]!r}; wanted two or more")
         shares = np.bincount(labels, weight) / weight.sum(dtype=np.float64)
         odds = np.log(shares)
         self.intercept_ = (odds[1:] - odds[:1] if len(odds) == 2 else odds).astype(X.dtype)
@@ -232,7 +232,8 @@ class XMLPClassifier(ClassifierMixin, _XMLP):
             return self._attribute(x, None if two else self._predict(x).argmax(1))
         labels = np.broadcast_to(np.asarray(target), len(x))
         if not (known := np.isin(labels, self.classes_)).all():
-            raise ValueError(f"`target` holds {labels[~known][0]!r}; wanted one of the classes {list(self.classes_)}")
+            wrong, classes = labels[~known].tolist()[0], self.classes_.tolist()
+            raise ValueError(f"`target` holds {wrong!r}; wanted one of the classes {classes}")
         chosen = np.searchsorted(self.classes_, labels)
         if two:
             attribution = self._attribute(x, None)
