@@ -53,6 +53,7 @@ class _XMLP(BaseEstimator):
         self.device = device
 
     def _outputs(self) -> int:
+        """How many outputs the network has, C."""
         raise NotImplementedError
 
     def _losses(self, output: Tensor, y: Tensor) -> Tensor:
@@ -100,7 +101,6 @@ class _XMLP(BaseEstimator):
         self.loss_curve_ = self._train(x, torch.tensor(y, device=self.device), rows, random)
         if not all(p.isfinite().all() for p in self.network_.parameters()):
             raise ValueError("training diverged: the weights are not finite; lower `learning_rate` or `strength`")
-        self.network_.requires_grad_(False)
         return x
 
     def _train(self, x: Tensor, y: Tensor, weight: Tensor, random: np.random.RandomState) -> list[float]:
@@ -117,6 +117,7 @@ class _XMLP(BaseEstimator):
                 optimizer.step()
                 total += loss.detach() * len(batch)
             curve.append(float(total) / len(x))
+        optimizer.zero_grad()
         return curve
 
     def _loss(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
