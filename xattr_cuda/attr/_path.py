@@ -126,7 +126,7 @@ def chunk_of_steps(internal_batch_size: int | None, steps: int, batch: int) -> i
         raise ValueError(f"`internal_batch_size` is {internal_batch_size}; wanted a positive number of rows, or None")
     if internal_batch_size < batch:
         given = f"`internal_batch_size` is {internal_batch_size}"
-        warnings.warn(f"{given}, less than one step of {batch} rows, which is run instead", stacklevel=3)
+        warnings.warn(f"{given}, less than one step of {batch} rows, which is run instead", stacklevel=4)
     return max(1, internal_batch_size // max(1, batch))
 
 

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from ..sweep.inputs import Inputs, mirror
 from ..sweep.target import Target
+from ._base import GradientAttribution, as_in_captum
 from ._inputs import as_arguments, as_background, as_tensors
 from ._path import Path, Question, chunk_of_steps, convergence_delta, path_attribution
 
 
-class ExpectedGradients:
+class ExpectedGradients(GradientAttribution):
     """Expected Gradients (Erion et al. 2021): the mean of (x - x') times the gradient at x' + alpha (x - x').
 
     References x' are drawn from the background and alpha from U(0, 1), afresh for every sample, so that the expectation
@@ -24,10 +25,11 @@ class ExpectedGradients:
     """
 
     def __init__(self, model: Callable[..., Tensor], background: Inputs, n_samples: int = 1) -> None:
-        self.model = model
+        super().__init__(model)
         self.background = background
         self.n_samples = n_samples
 
+    @as_in_captum
     def attribute(
         self,
         inputs: Inputs,

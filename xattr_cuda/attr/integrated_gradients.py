@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..sweep.inputs import Inputs, mirror
 from ..sweep.target import Target
+from ._base import GradientAttribution, as_in_captum
 from ._inputs import Baselines, as_arguments, as_baselines, as_tensors
 from ._path import Path, Question, chunk_of_steps, convergence_delta, path_attribution
 
@@ -33,7 +34,7 @@ def quadrature(method: str, n_steps: int) -> tuple[list[float], list[float]]:
     return [(i + shift) / n_steps for i in range(n_steps)], weight
 
 
-class IntegratedGradients:
+class IntegratedGradients(GradientAttribution):
     """Integrated Gradients (Sundararajan et al. 2017): x - x' times the mean gradient on the line from x' to x.
 
     model: any function of the inputs [B, ...] to outputs [B, ...], a module or not, biases allowed. n_steps, method:
@@ -42,10 +43,11 @@ class IntegratedGradients:
     """
 
     def __init__(self, model: Callable[..., Tensor], n_steps: int = 50, method: str = "gausslegendre") -> None:
-        self.model = model
+        super().__init__(model)
         self.n_steps = n_steps
         self.method = method
 
+    @as_in_captum
     def attribute(
         self,
         inputs: Inputs,

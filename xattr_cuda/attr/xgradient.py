@@ -8,18 +8,20 @@ from torch import nn
 from ..sweep import attribute
 from ..sweep.inputs import Inputs
 from ..sweep.target import Target
+from ._base import GradientAttribution, as_in_captum
 from ._inputs import Baselines, as_arguments, as_tensors, chosen_output, row_sums, target_cotangent
 
 
-class XGradient:
+class XGradient(GradientAttribution):
     """X-Gradient (Hesse, Schaub-Meyer and Roth 2021): Integrated Gradients of an X-DNN from the zero baseline, exactly.
 
     model: an X-DNN, as `xattr_cuda.attribute` takes it.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        super().__init__(model)
 
+    @as_in_captum
     def attribute(
         self,
         inputs: Inputs,

@@ -8,6 +8,9 @@ _HOMES = {  # name: the file, called like the library and the extra that brings 
     "AttributionPrior": ("lightning", "AttributionPrior"),
     "export_onnx": ("onnx", "export_onnx"),
     "with_attribution": ("export", "with_attribution"),  # for torch.export, which needs no extra
+    "XMLPClassifier": ("sklearn", "XMLPClassifier"),
+    "XMLPRegressor": ("sklearn", "XMLPRegressor"),
+    "quantus_explain": ("quantus", "explain"),
 }
 
 __all__ = list(_HOMES)
