@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..training import extras
+from .. import extras
 from ..training.figures import INK, QUIET, new_figure
 from .cases import Case
 from .measure import Measurement
@@ -30,8 +30,8 @@ def _bare(axes: Any) -> None:
 def save_bars(measured: Sequence[Measurement], path: Path) -> None:
     """Write a PNG: a group of bars a case, the ratio of every contestant to the plain step, a mark where that is 1.
 
-    Thin lines are the 20th and 80th percentile over the rounds. Raises OSError where it cannot be written, UserError
-    where matplotlib is missing.
+    Thin lines are the 20th and 80th percentile over the rounds. Raises OSError where it cannot be written,
+    MissingPackageError where matplotlib is missing.
     """
     cases = [m for m in measured if isinstance(m.case, Case)]
     names = [n for n in dict.fromkeys(n for m in cases for n in m.results) if n != "plain"]

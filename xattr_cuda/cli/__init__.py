@@ -5,6 +5,7 @@ import sys
 import typer
 
 from .._version import __version__
+from ..extras import MissingPackageError
 from ..training.errors import UserError
 from .bench import bench
 from .demo import demo
@@ -45,7 +46,7 @@ def main() -> None:
     """Run the command line and exit: 0, or 1 or 2 with one line on stderr, or 130 after Ctrl-C."""
     try:
         code = app(args=sys.argv[1:] or ["--help"], prog_name="xattr-cuda", standalone_mode=False)
-    except UserError as error:
+    except (UserError, MissingPackageError) as error:
         _fail(str(error), 2)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", INTERRUPTED)

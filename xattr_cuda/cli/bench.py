@@ -134,8 +134,8 @@ def _list(console: Console) -> None:
 
 def _prepare(output: Path | None, readme: Path | None, scaling: bool) -> None:
     """Refuse before the work what would fail after it."""
+    from .. import extras
     from ..bench import markers, report
-    from ..training import extras
 
     if output is not None:
         make_folder(output)

@@ -31,8 +31,9 @@ def demo(
 
     Example: [bold]xattr-cuda demo --output demo --seed 1[/bold]
     """
+    from .. import extras
     from ..training import demo as experiment
-    from ..training import extras, figures
+    from ..training import figures
 
     settings = experiment.DemoSettings(seed=seed, epochs=epochs, strength=strength)
     extras.load("matplotlib")  # before the work, not after it

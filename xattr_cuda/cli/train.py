@@ -96,7 +96,8 @@ def _run(
     output: Path,
 ) -> None:
     """Train and show; `asked` are the rows of training and of validation, None for the default."""
-    from ..training import extras, protocol, tabular
+    from .. import extras
+    from ..training import protocol, tabular
 
     sizes = [rows or default for rows, default in zip(asked, tabular.default_sizes(table), strict=True)]
     extras.load("matplotlib")  # before the work, not after it

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import extras
+from .. import extras
 
 SIDE, MARGIN, PATCH = 12, 2, 2  # pixels: of an image, around the 8x8 digit, of a decoy
 CLASSES = 10
@@ -49,7 +49,7 @@ def load_decoy_digits(seed: int = 0) -> DecoyDigits:
     """The data set of one seed, which draws the split, the corner of every decoy and the test set's brightness.
 
     In training a decoy's brightness is that of its image's label, in testing that of a random label.
-    Raises UserError where scikit-learn is missing.
+    Raises MissingPackageError where scikit-learn is missing.
     """
     digits, labels = extras.load("sklearn.datasets").load_digits(return_X_y=True)
     rng = np.random.default_rng(seed)

@@ -172,7 +172,7 @@ def run(settings: DemoSettings | None = None, progress: Progress = lambda *_: No
     """Train both networks, evaluate them on the test set and time the steps.
 
     progress: called as the work goes on. Everything but the seconds follows from the seed.
-    Raises UserError for settings out of range or where scikit-learn is missing.
+    Raises UserError for settings out of range, MissingPackageError where scikit-learn is missing.
     """
     settings = settings or DemoSettings()
     data = load_decoy_digits(settings.seed)

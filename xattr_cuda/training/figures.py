@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import extras
+from .. import extras
 from .decoy import PATCH, SIDE
 from .demo import DemoResult, explain
 
@@ -51,7 +51,7 @@ def save_attributions(result: DemoResult, path: Path) -> None:
     """Write a PNG: test digits, and their attributions without and with the prior, corners outlined.
 
     The two rows of attributions share one diverging scale, symmetric about zero. Raises OSError where it cannot be
-    written, UserError where matplotlib is missing.
+    written, MissingPackageError where matplotlib is missing.
     """
     data, examples = result.data, chosen_examples(result)
     images, labels = data.test_x[examples], data.test_y[examples]
@@ -105,7 +105,7 @@ def save_comparison(
     """Write a PNG with a row a method: every split's score as a dot, the mean with its standard deviation over it.
 
     names: methods, the first on top. scores: one sequence of values a method. score: the axis label.
-    Raises OSError where it cannot be written, UserError where matplotlib is missing.
+    Raises OSError where it cannot be written, MissingPackageError where matplotlib is missing.
     """
     figure = new_figure(7.0, 1.3 + 0.5 * len(names))
     axes = figure.add_subplot()

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from .. import models, priors
-from . import extras
+from .. import extras, models, priors
 from .errors import UserError
 from .methods import METHODS, integrated_gradients
 from .tabular import Split

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import extras
+from .. import extras
 from .errors import UserError
 
 MIN_ROWS = 30
@@ -58,7 +58,7 @@ def load_nhefs() -> Table:
     """NHEFS, the follow-up of NHANES I: 1,629 smokers, their baseline of 1971, label: dead by 1992.
 
     From Hernán and Robins, *Causal Inference: What If*, as the package causaldata carries it.
-    Raises UserError where causaldata or pandas is missing.
+    Raises MissingPackageError where causaldata or pandas is missing.
     """
     extras.load("pandas")
     frame = extras.load("causaldata").nhefs.load_pandas().data
