@@ -1,0 +1,84 @@
+"""Long runs as processes of their own: killed, stopped by real signals, continued; and several under torchrun."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from fit_job import Job
+
+HERE = Path(__file__).parent
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", "COLUMNS": "80", "NO_COLOR": "1"}
+
+
+def start(*arguments, **options):
+    """A process in a session of its own, whose end closes all that it started."""
+    command = [sys.executable, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment(), start_new_session=True, **pipes, **options)
+
+
+def finish(process, timeout=120):
+    """(status, stdout, stderr), within the time or not at all."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return process.returncode, out, err
+
+
+def wait_for(condition, process, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+
+
+def steps_in(folder):
+    """Steps of the checkpoints in a folder."""
+    return sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.pt"))
+
+
+def test_a_run_that_is_killed_and_stopped_continues_to_the_same_weights(tmp_path):
+    """Kill -9 within the fifth interval, then SIGTERM, then Ctrl-C with a worker of the loader, then to the end."""
+    whole = Job(workers=1)
+    whole.fit(epochs=8)
+    checkpoints, begun = tmp_path / "checkpoints", tmp_path / "step"
+    common = (HERE / "fit_job.py", tmp_path, "--epochs", 8, "--workers", 1, "--resume")
+
+    process = start(*common, "--wait", 0.05)
+    wait_for(lambda: begun.exists() and begun.read_text() == "23", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert finish(process)[0] == -signal.SIGKILL
+    assert steps_in(checkpoints) == [15, 20]  # 22 or more were done: at most one interval of 5 is lost
+
+    lost = 20
+    for number, send in ((signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)):
+        begun.write_text("0")
+        process = start(*common, "--wait", 0.05)
+        wait_for(lambda: begun.read_text() == "3", process)
+        send(process.pid, number)
+        status, out, err = finish(process)
+        saved = steps_in(checkpoints)[-1]
+        assert status == 128 + number
+        assert lost + 3 <= saved <= lost + 8  # as long as a signal may take on a busy machine
+        where = f"stopped by {number.name} after step {saved} (epoch {saved // 6 + 1} of 8)"
+        assert err == f"{where}; saved {checkpoints}/step-{saved:010d}.pt; resume to continue\n"
+        assert not out
+        lost = saved
+
+    status, out, err = finish(start(*common))
+    assert (status, out, err) == (0, "", "")
+    got, want = torch.load(tmp_path / "weights.pt"), whole.weights()
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[name], want[name]) for name in want)

@@ -1,0 +1,69 @@
+"""SIGTERM and SIGINT as requests: to finish the step, save, and stop."""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(SystemExit):
+    """A run was asked to stop and has saved what is needed to continue it.
+
+    A script that does not catch it exits with status 128 + the signal's number, as shells have it.
+    """
+
+    def __init__(self, received: signal.Signals, message: str) -> None:
+        super().__init__(128 + received)
+        self.received = received
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@contextmanager
+def announced(first: bool) -> Iterator[None]:
+    """Say on stderr why the block was left, if it was `Stopped`; of several processes only the first one does."""
+    try:
+        yield
+    except Stopped as stopped:
+        if first:
+            print(stopped, file=sys.stderr, flush=True)
+        raise
+
+
+class StopRequests:
+    """While entered, notes the first SIGTERM or SIGINT in `received`; a second one does at once what it always did.
+
+    wanted: False for nothing of this. What the process ignores it goes on ignoring. Outside of the main thread, where
+    Python knows no signals, nothing is noted.
+    """
+
+    def __init__(self, wanted: bool = True) -> None:
+        self._wanted = wanted
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopRequests":
+        if self._wanted and threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before.clear()
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.received is None:
+            self.received = signal.Signals(number)
+        else:
+            self.__exit__()
+            signal.raise_signal(number)
