@@ -1,5 +1,6 @@
 """Long runs as processes of their own: killed, stopped by real signals, continued; and several under torchrun."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,8 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import fit_ranks
+import pytest
 import torch
 from fit_job import Job
+
+from xattr_cuda.training import Processes
 
 HERE = Path(__file__).parent
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -82,3 +87,23 @@ def test_a_run_that_is_killed_and_stopped_continues_to_the_same_weights(tmp_path
     got, want = torch.load(tmp_path / "weights.pt"), whole.weights()
     assert got.keys() == want.keys()
     assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_two_processes_under_torchrun_train_as_one_and_stop_and_continue_together(tmp_path):
+    """In DDP on the batches of one process; with dropout, whose masks every process draws for itself; and sharded."""
+    status, out, err = finish(start(*TORCHRUN, HERE / "fit_ranks.py", tmp_path))
+    assert status == 0, err
+    alone = fit_ranks.Job(Processes())
+    history = alone.fit(None).history
+    found = [json.loads((tmp_path / f"found{rank}.json").read_text()) for rank in (0, 1)]
+    assert [(each["rank"], each["world"]) for each in found] == [(0, 2), (1, 2)]
+    for each in found:
+        assert each["history"] == [pytest.approx(figures, rel=1e-4) for figures in history]
+        # The signal came to the process that does not write, within step 8 of 18.
+        assert each["dropout"] == each["sharded"] == [128 + signal.SIGTERM, True, 10]
+    weights = torch.load(tmp_path / "weights.pt")
+    for name, weight in alone.weights().items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-6)
+    lines = [line for line in err.splitlines() if line.startswith("stopped by ")]  # one of them speaks
+    assert [line.partition("; ")[0] for line in lines] == 2 * ["stopped by SIGTERM after step 8 (epoch 2 of 3)"]
+    assert not out
