@@ -66,6 +66,7 @@ def join(device: str | torch.device | None = None) -> Iterator[Processes]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), chosen)
+        dist.barrier()  # who leaves early may take the others' connections along
     finally:
         if not ready:
             dist.destroy_process_group()
