@@ -149,8 +149,8 @@ def named(terms: Terms) -> Mapping[str, Tensor]:
 def update(
     terms: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
-    schedules: Sequence[Schedule],
+    scaler: torch.amp.GradScaler | None = None,
+    schedules: Sequence[Schedule] = (),
 ) -> None:
     """One step of the optimiser, down the gradient of the sum of the terms."""
     first, *others = terms.values()

@@ -21,6 +21,7 @@ class Stopped(SystemExit):
         super().__init__(128 + received)
         self.received = received
         self.message = message
+        self.announced = False
 
     def __str__(self) -> str:
         return self.message
@@ -32,8 +33,9 @@ def announced(first: bool) -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        if first:
+        if first and not stopped.announced:
             print(stopped, file=sys.stderr, flush=True)
+            stopped.announced = True
         raise
 
 
@@ -48,6 +50,11 @@ class StopRequests:
         self._wanted = wanted
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
+
+    def obey(self, words: str) -> None:
+        """Raise `Stopped` if a signal was received: "stopped by SIGTERM" and `words`."""
+        if self.received is not None:
+            raise Stopped(self.received, f"stopped by {self.received.name} {words}")
 
     def __enter__(self) -> "StopRequests":
         if self._wanted and threading.current_thread() is threading.main_thread():
@@ -65,5 +72,11 @@ class StopRequests:
         if self.received is None:
             self.received = signal.Signals(number)
         else:
-            self.__exit__()
+            signal.signal(number, self._originally(signal.Signals(number)))
             signal.raise_signal(number)
+
+    def _originally(self, number: signal.Signals) -> Any:
+        """The handler before this one and those that it was entered within."""
+        handler = self._before[number]
+        outer = getattr(handler, "__self__", None)
+        return outer._originally(number) if isinstance(outer, StopRequests) else handler
