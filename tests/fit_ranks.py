@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import TensorDataset
 
 import xattr_cuda as xa
-from xattr_cuda.training import Stopped, fit, join
+from xattr_cuda.training import Stopped, demo, fit, join
 
 ROWS, BATCH, EPOCHS = 48, 8, 3  # 18 steps
 
@@ -71,6 +71,14 @@ def continued(processes, folder, **options):
     return status, same and again.history == result.history, job.steps
 
 
+def demonstration(processes):
+    """Accuracy of a network that the processes trained for the demo, and the sums of its weights."""
+    settings = demo.DemoSettings(epochs=2, hidden=(32,))
+    data = demo.load_decoy_digits(0)
+    network = demo.train(settings, data, True, False, processes)
+    return demo.accuracy(network, data.test_x, data.test_y), [p.double().sum().item() for p in network.parameters()]
+
+
 def main():
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
@@ -80,6 +88,7 @@ def main():
         found = {"rank": processes.rank, "world": processes.world, "history": history}
         found["dropout"] = continued(processes, folder / "dropout", dropout=0.5)
         found["sharded"] = continued(processes, folder / "sharded", sharded=True)
+        found["demo"] = demonstration(processes)
         if processes.first:
             torch.save(job.weights(), folder / "weights.pt")
         (folder / f"found{processes.rank}.json").write_text(json.dumps(found))

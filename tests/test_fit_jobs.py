@@ -3,50 +3,17 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import fit_ranks
 import pytest
 import torch
 from fit_job import Job
+from processes import TORCHRUN, finish, start, wait_for
 
 from xattr_cuda.training import Processes
 
 HERE = Path(__file__).parent
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-
-
-def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", "COLUMNS": "80", "NO_COLOR": "1"}
-
-
-def start(*arguments, **options):
-    """A process in a session of its own, whose end closes all that it started."""
-    command = [sys.executable, *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment(), start_new_session=True, **pipes, **options)
-
-
-def finish(process, timeout=120):
-    """(status, stdout, stderr), within the time or not at all."""
-    try:
-        out, err = process.communicate(timeout=timeout)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    return process.returncode, out, err
-
-
-def wait_for(condition, process, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, finish(process)
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.02)
 
 
 def steps_in(folder):
@@ -98,9 +65,11 @@ def test_two_processes_under_torchrun_train_as_one_and_stop_and_continue_togethe
     found = [json.loads((tmp_path / f"found{rank}.json").read_text()) for rank in (0, 1)]
     assert [(each["rank"], each["world"]) for each in found] == [(0, 2), (1, 2)]
     for each in found:
+        assert each["demo"] == found[0]["demo"]  # one network, on both
         assert each["history"] == [pytest.approx(figures, rel=1e-4) for figures in history]
         # The signal came to the process that does not write, within step 8 of 18.
         assert each["dropout"] == each["sharded"] == [128 + signal.SIGTERM, True, 10]
+    assert found[0]["demo"][0] > 0.3  # of ten classes: it has learned
     weights = torch.load(tmp_path / "weights.pt")
     for name, weight in alone.weights().items():
         torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-6)
