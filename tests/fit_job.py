@@ -1,6 +1,6 @@
 """A training run that draws from every generator, and its process: what test_fit.py stops, kills and continues.
 
-python fit_job.py FOLDER [--resume] [--epochs N] [--wait SECONDS]    one process; torchrun starts several
+python fit_job.py FOLDER [--resume] [--epochs N] [--workers N] [--wait SECONDS]
 """
 
 import argparse
@@ -110,7 +110,6 @@ def main():
     arguments.folder.mkdir(exist_ok=True)
     job = Job(on_step, arguments.workers)
     job.fit(arguments.folder / "checkpoints", arguments.epochs, resume=arguments.resume, keep=2)
-    torch.save(job.weights(), arguments.folder / "weights.pt")
 
 
 if __name__ == "__main__":
