@@ -74,15 +74,17 @@ class Saver:
                 set_epoch(self.place.epoch)
         if self.folder is None:
             return iter(loader)
-        if self.place.batch == 0:
-            self._epoch_start = self.random.state()
-            return iter(loader)
         now = self.random.state()
-        self.random.restore(self._epoch_start)
-        batches = iter(loader)
+        if self.place.batch == 0:
+            self._epoch_start = now
+        else:
+            self.random.restore(self._epoch_start)
+        with self.requests.for_this_process_alone():
+            batches = iter(loader)
         for _ in range(self.place.batch):
             next(batches)
-        self.random.restore(now)
+        if self.place.batch > 0:
+            self.random.restore(now)
         return batches
 
     def check(self) -> None:

@@ -56,6 +56,21 @@ class StopRequests:
         if self.received is not None:
             raise Stopped(self.received, f"stopped by {self.received.name} {words}")
 
+    @contextmanager
+    def for_this_process_alone(self) -> Iterator[None]:
+        """Processes that the block starts never see the signals, which a terminal, Slurm and torchrun send to all.
+
+        A DataLoader's worker that they ended would take the run along.
+        """
+        if not self._before or not hasattr(signal, "pthread_sigmask"):
+            yield
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
     def __enter__(self) -> "StopRequests":
         if self._wanted and threading.current_thread() is threading.main_thread():
             for number in SIGNALS:

@@ -49,8 +49,8 @@ class Randomness:
         random.setstate(state["python"])
         for generator, own in zip(self._own, state["own"], strict=True):
             generator.set_state(own)
-        if "cuda" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda"])
+        for index, one in enumerate(state.get("cuda", [])[: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(one, index)
 
 
 def generators_of(loader: Any) -> Iterator[Any]:
