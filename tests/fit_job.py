@@ -1,6 +1,6 @@
 """A training run that draws from every generator, and its process: what test_fit.py stops, kills and continues.
 
-python fit_job.py FOLDER [--resume] [--epochs N] [--workers N] [--wait SECONDS]
+python fit_job.py FOLDER [--resume] [--epochs N] [--workers N] [--hold N]
 """
 
 import argparse
@@ -96,16 +96,18 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--wait", type=float, default=0)
+    parser.add_argument("--hold", type=int)
     parser.add_argument("--workers", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with it ignored
-    began = arguments.folder / "step"
+    held, go = arguments.folder / "held", arguments.folder / "go"
 
     def on_step(number):
-        began.write_text(str(number))
-        time.sleep(arguments.wait)
+        if number == arguments.hold:
+            held.touch()
+            while not go.exists():  # within this step, until whoever waits for `held` says so
+                time.sleep(0.01)
 
     arguments.folder.mkdir(exist_ok=True)
     job = Job(on_step, arguments.workers)

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import sys
-import time
 
 import pytest
 import torch
@@ -57,13 +56,13 @@ def test_train_continues_where_a_signal_stopped_it_also_under_torchrun(tmp_path,
 
     process = start("-m", "xattr_cuda", *command(), cwd=tmp_path)
     wait_for(lambda: outcomes(out), process)
-    time.sleep(0.2)  # into the next network
     process.send_signal(signal.SIGTERM)
     status, _, err = finish(process)
     assert status == 128 + signal.SIGTERM, err
-    line = r"stopped by SIGTERM (after step \d+ .*; saved out/runs/.*; resume to continue|with \d of 2 networks .*)\n"
-    assert re.fullmatch(line, err)
-    (first,) = out.glob("runs/*seed*.json")
+    # Within a network or, should this machine be too busy to say so in time, after it.
+    when = r"(after step \d+ .*; saved out/runs/.*; resume to|with 1 of 2 networks trained;|while steps were timed;)"
+    assert re.fullmatch(rf"stopped by SIGTERM {when} continue.*\n", err)
+    first = min(out.glob("runs/*seed*.json"))
     before = first.stat().st_mtime_ns
 
     status, stdout, err = finish(start(*TORCHRUN, "-m", "xattr_cuda", *command("--resume"), cwd=tmp_path))

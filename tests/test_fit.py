@@ -4,6 +4,7 @@ import io
 import os
 import random
 import signal
+import sys
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -16,10 +17,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import xattr_cuda as xa
+from xattr_cuda.extras import MissingPackageError
 from xattr_cuda.training import Stopped, board, fit, log, signals
 from xattr_cuda.training.distributed import Processes, Talk
 from xattr_cuda.training.errors import UserError
-from xattr_cuda.training.state import Randomness
+from xattr_cuda.training.state import Randomness, Trained
 
 STEPS = 24  # of a whole job: four epochs of six batches
 
@@ -183,6 +185,12 @@ def test_every_generator_draws_on_where_it_was():
     assert draws() == want
 
 
+def test_wrappers_leave_no_trace_in_a_checkpoint():
+    network = nn.Linear(2, 1)
+    trained = Trained(torch.compile(network), torch.optim.SGD(network.parameters(), 0.1), {})
+    assert trained.state()["model"].keys() == network.state_dict().keys()
+
+
 def test_terms_that_explode_under_the_scaler_leave_the_weights_alone():
     model, step, batches = plain_problem()
     before = {name: p.clone() for name, p in model.state_dict().items()}
@@ -254,6 +262,16 @@ def test_tensorboard_reads_back_scalars_and_images_also_of_a_continued_run(tmp_p
     pixels = np.asarray(image.open(io.BytesIO(drawn[-1].encoded_image_string)))  # [H, W, 3], one beside the other
     want = board.attribution_images(images["attribution"]).permute(2, 0, 3, 1).reshape(8, 16, 3)
     assert np.abs(pixels[:8, :16] / 255 - want.numpy()).max() <= 1 / 255
+
+
+def test_a_missing_tensorboard_says_how_to_install_it(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    model, step, batches = plain_problem()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(MissingPackageError, match=r"needs tensorboard, .*: pip install xattr_cuda\[tensorboard\]"):
+        fit(step, model, optimizer, batches, epochs=1, progress=False, tensorboard=tmp_path)
 
 
 def test_one_process_shares_with_nobody():

@@ -19,7 +19,7 @@ class Stateful(Protocol):
     def state_dict(self) -> Any:
         """Its state as tensors and plain values."""
 
-    def load_state_dict(self, state: Any) -> Any:
+    def load_state_dict(self, state: Any, /) -> Any:
         """Take a state that `state_dict` gave."""
 
 
