@@ -84,10 +84,14 @@ def main():
     torch.set_num_threads(1)
     with join("cpu") as processes:
         job = Job(processes)
-        history = job.fit(folder / "plain").history
+        history = job.fit(folder / "plain", progress=processes.first, log_every=2).history  # as a user may well write
         found = {"rank": processes.rank, "world": processes.world, "history": history}
         found["dropout"] = continued(processes, folder / "dropout", dropout=0.5)
         found["sharded"] = continued(processes, folder / "sharded", sharded=True)
+        try:
+            Job(processes).fit(folder / "plain" if processes.first else None)
+        except ValueError as error:
+            found["differ"] = str(error)
         found["demo"] = demonstration(processes)
         if processes.first:
             torch.save(job.weights(), folder / "weights.pt")

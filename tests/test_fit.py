@@ -185,6 +185,7 @@ def test_every_generator_draws_on_where_it_was():
     assert draws() == want
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # by the compiler itself
 def test_wrappers_leave_no_trace_in_a_checkpoint():
     network = nn.Linear(2, 1)
     trained = Trained(torch.compile(network), torch.optim.SGD(network.parameters(), 0.1), {})

@@ -63,6 +63,7 @@ def test_two_processes_under_torchrun_train_as_one_and_stop_and_continue_togethe
     found = [json.loads((tmp_path / f"found{rank}.json").read_text()) for rank in (0, 1)]
     assert [(each["rank"], each["world"]) for each in found] == [(0, 2), (1, 2)]
     for each in found:
+        assert each["differ"].startswith("processes differ: checkpoint is ")
         assert each["demo"] == found[0]["demo"]  # one network, on both
         assert each["history"] == [pytest.approx(figures, rel=1e-4) for figures in history]
         # The signal came to the process that does not write, within step 8 of 18.
@@ -73,4 +74,6 @@ def test_two_processes_under_torchrun_train_as_one_and_stop_and_continue_togethe
         torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-6)
     lines = [line for line in err.splitlines() if line.startswith("stopped by ")]  # one of them speaks
     assert [line.partition("; ")[0] for line in lines] == 2 * ["stopped by SIGTERM after step 8 (epoch 2 of 3)"]
-    assert not out
+    assert [line.partition(": loss ")[0] for line in out.splitlines()] == [
+        f"Training: epoch {epoch} of 3" for epoch in (1, 2, 3)
+    ]

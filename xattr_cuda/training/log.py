@@ -92,7 +92,7 @@ class Log:
         self._recent, self._epoch = Means(), Means()
         self._bar: Progress | None = None
         self._board: Board | None = None
-        self._line: str | None = None
+        self._lines: tuple[str, str] | None = None  # what comes before and after the number of the epoch
         self._figures: dict[str, float] = {}
         self._metrics: dict[str, float] = {}
 
@@ -106,9 +106,14 @@ class Log:
         step: int,
         tensorboard: str | Path | None,
     ) -> Iterator[None]:
-        """Show the run while the block runs, from `step` on. Without a terminal, `True` stands for a line an epoch."""
+        """Show the run while the block runs, from `step` on. Without a terminal, `True` stands for a line an epoch.
+
+        Sets `draws`: whether there is a log that takes images.
+        """
         self._rates = Rate(), Rate()  # over some steps, and over the epoch
-        self._wanted = progress is not False or tensorboard is not None
+        # Where only the first process was told to show something, all must take part in its figures.
+        shown, self.draws = map(bool, self._talk.total([float(progress is not False), float(tensorboard is not None)]))
+        self._wanted = shown or self.draws
         with ExitStack() as stack:
             if self._first and tensorboard is not None:
                 self._board = Board(tensorboard, step)
@@ -117,7 +122,7 @@ class Log:
                 from rich.console import Console
 
                 console = Console()
-                self._line = None if console.is_terminal else f"{title}: epoch {{}} of {epochs}"
+                self._lines = None if console.is_terminal else (f"{title}: epoch ", f" of {epochs}: ")
                 progress = stack.enter_context(progress_bar(console)) if console.is_terminal else False
             if self._first and not isinstance(progress, bool):
                 self._bar = progress
@@ -148,8 +153,8 @@ class Log:
             self._board.images(images, step)
         if self._wanted:
             rate = self._rates[1].take(self._talk)
-            if self._line is not None:
-                print(f"{self._line.format(epoch)}: {in_words({**figures, RATE: rate})}", flush=True)
+            if self._lines is not None:
+                print(str(epoch).join(self._lines) + in_words({**figures, RATE: rate}), flush=True)
             self._rates = Rate(), Rate()  # the time that metrics took does not count
 
     def state(self) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def fit(
                     log.step(terms, batch, place.step)
                     saver.check()
                 place.epoch, place.batch = place.epoch + 1, 0
-                metrics, shown = metric() if metric else {}, images() if images and tensorboard else {}
+                metrics, shown = metric() if metric else {}, images() if images and log.draws else {}
                 log.epoch(place.epoch, place.step, metrics, shown)
                 saver.check()
     return FitResult(place.step, log.history, saver.resumed, saver.saved)

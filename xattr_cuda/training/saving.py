@@ -52,7 +52,14 @@ class Saver:
         self._epoch_start: dict[str, Any] = {}
 
     def start(self, resume: bool) -> None:
-        """Continue from the newest sound checkpoint, or see to it that there is none to be overwritten."""
+        """Continue from the newest sound checkpoint, or see to it that there is none to be overwritten.
+
+        Raises ValueError where the processes were told different things, and would soon wait for each other for ever.
+        """
+        told = {"checkpoint": self.folder and str(self.folder.path), "resume": resume, "epochs": self.epochs}
+        everyone = self.talk.all({**told, **self.identity})
+        if problem := next(filter(None, (differing(everyone[0], each) for each in everyone)), None):
+            raise ValueError(f"processes differ: {problem}; wanted the same on all of them")
         if self.folder is None:
             return
         found, problem = self.talk.all(self._find(resume) if self.processes.first else (None, None))[0]

@@ -130,7 +130,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
-    """The first setting in which two runs differ, in words, or None. Tuples and lists are one."""
+    """The first setting in which two runs or processes differ, in words, or None. Tuples and lists are one."""
     for name in sorted(there.keys() | here.keys()):
         if _plain(there.get(name)) != _plain(here.get(name)):
             return f"{name} is {there.get(name)!r} there, {here.get(name)!r} here"
