@@ -1,24 +1,26 @@
 """Checkpoints of a run in a folder: written whole or not at all, proved when read, the last few kept.
 
-A checkpoint is one file of `torch.save` that `torch.load(path, weights_only=True)` reads. Its records carry CRC-32
-sums, which are checked here before anything of it is believed.
+A checkpoint is one file of `torch.save` that `torch.load(path, weights_only=True)` reads. It ends in the SHA-256 of all
+bytes before, as the comment that a zip archive, which `torch.save` writes, may have. The sums of the archive's own
+would not do: they leave its headers out.
 """
 
+import hashlib
 import os
 import re
-import zipfile
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch.utils.serialization import config
 
 from .errors import UserError
 
 FORMAT, VERSION = "xattr_cuda checkpoint", 1
 NAME = re.compile(r"step-(\d{10})\.pt")
+MARK, SEAL_BYTES, CHUNK = b"sha256:", 7 + 64, 1 << 22
 
 
 class RefusedError(Exception):
@@ -30,7 +32,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` when the block ends: on disk and whole, or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -51,22 +53,45 @@ def read(path: Path) -> dict[str, Any]:
     Pickled code never runs: only tensors and plain values are read.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is None:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except zipfile.BadZipFile as error:
-        raise RefusedError(f"it is cut short, damaged or no checkpoint at all ({error})") from None
-    except Exception as error:  # what zipfile, pickle and torch raise for damaged bytes is without number
+        with path.open("rb") as file:
+            _check_seal(file)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except RefusedError:
+        raise
+    except Exception as error:  # what the file system, pickle and torch raise is without number
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise RefusedError(f"it does not read as tensors and plain values ({reason})") from None
-    if damaged is not None:
-        raise RefusedError(f"it is damaged: the checksum of its record {damaged} is wrong")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RefusedError("it is a file of torch.save, but no checkpoint of a run")
     if content.get("version") != VERSION:
         raise RefusedError(f"its format is version {content.get('version')}; this program reads version {VERSION}")
     return content
+
+
+def _seal(file: BinaryIO) -> None:
+    """Append the checksum to a zip archive without a comment, as its comment: its length ends the archive."""
+    file.seek(-2, os.SEEK_END)
+    file.write(struct.pack("<H", SEAL_BYTES))
+    file.write(MARK + _digest(file, file.tell()))
+
+
+def _check_seal(file: BinaryIO) -> None:
+    size = max(0, file.seek(0, os.SEEK_END) - SEAL_BYTES)
+    digest = _digest(file, size)
+    end = file.read()
+    if not end.startswith(MARK) or len(end) != SEAL_BYTES:
+        raise RefusedError("it is cut short, or no checkpoint of a run: it does not end in a checksum")
+    if end != MARK + digest:
+        raise RefusedError("it is damaged: its checksum is wrong")
+
+
+def _digest(file: BinaryIO, size: int) -> bytes:
+    """SHA-256 of the first `size` bytes, as digits; leaves the file there."""
+    sha = hashlib.sha256()
+    file.seek(0)
+    while left := size - file.tell():
+        sha.update(file.read(min(left, CHUNK)))
+    return sha.hexdigest().encode()
 
 
 class Folder:
@@ -94,8 +119,9 @@ class Folder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / f"step-{step:010d}.pt"
-        with replacing(path) as file, config.patch("save.compute_crc32", True):  # type: ignore[attr-defined]
+        with replacing(path) as file:
             torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+            _seal(file)
             file.flush()
             if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(file.name):
                 raise TypeError(f"a checkpoint holds tensors and plain values; given {', '.join(sorted(unsafe))}")

@@ -100,7 +100,9 @@ def fit(
     parts: dict[str, Stateful] = {"scaler": scaler} if scaler is not None else {}
     parts |= {f"schedule {number}": schedule for number, schedule in enumerate(schedules)}
     parts |= {name: part for name, part in also.items() if not isinstance(part, torch.Generator)}
-    identity = {"optimizer": type(optimizer).__name__, "processes": processes.world, "batches an epoch": batches}
+    random = Randomness([*generators_of(loader), *also.values()])
+    identity = {"optimizer": type(optimizer).__name__, "generators": len(random.own)}
+    identity |= {"processes": processes.world, "batches an epoch": batches}
     wanted = StopRequests(checkpoint is not None)
     with announced(processes.first), distributed.Talk(processes) as talk, wanted as requests:
         log = Log(processes, talk, log_every)
@@ -109,7 +111,7 @@ def fit(
             every=every,
             epochs=epochs,
             trained=Trained(model, optimizer, parts),
-            random=Randomness([*generators_of(loader), *also.values()]),
+            random=random,
             log=log,
             identity={**identity, **(settings or {})},
             processes=processes,

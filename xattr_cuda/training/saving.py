@@ -89,7 +89,7 @@ class Saver:
         with self.requests.for_this_process_alone():
             batches = iter(loader)
         for _ in range(self.place.batch):
-            next(batches)
+            next(batches, None)
         if self.place.batch > 0:
             self.random.restore(now)
         return batches
@@ -130,6 +130,8 @@ class Saver:
         return None, None
 
     def _accept(self, content: Mapping[str, Any]) -> None:
+        if missing := {"identity", "place", "trained", "each"} - content.keys():
+            raise RefusedError(f"it lacks {', '.join(sorted(missing))}")
         if difference := differing(content["identity"], self.identity):
             raise RefusedError(f"it is of another run: {difference}")
         self.trained.accept(content["trained"])

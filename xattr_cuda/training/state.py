@@ -28,7 +28,7 @@ class Randomness:
 
     def __init__(self, candidates: Iterable[Any]) -> None:
         found = [candidate for candidate in candidates if isinstance(candidate, torch.Generator)]
-        self._own = list({id(generator): generator for generator in found}.values())
+        self.own = list({id(generator): generator for generator in found}.values())
 
     def state(self) -> dict[str, Any]:
         """The states of all of them."""
@@ -37,7 +37,7 @@ class Randomness:
             "torch": torch.get_rng_state(),
             "numpy": (name, torch.from_numpy(np.asarray(keys, np.int64)), *rest),
             "python": random.getstate(),
-            "own": [generator.get_state() for generator in self._own],
+            "own": [generator.get_state() for generator in self.own],
         }
         return {**state, "cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_initialized() else state
 
@@ -47,7 +47,7 @@ class Randomness:
         name, keys, *rest = state["numpy"]
         np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
         random.setstate(state["python"])
-        for generator, own in zip(self._own, state["own"], strict=True):
+        for generator, own in zip(self.own, state["own"], strict=True):
             generator.set_state(own)
         for index, one in enumerate(state.get("cuda", [])[: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(one, index)
@@ -116,6 +116,9 @@ class Trained:
                 f"it is of another model: {name} has shape {theirs.get(name, 'none')} there, {mine.get(name, 'none')} "
                 f"here{f', and {len(different) - 1} more differ' if different[1:] else ''}"
             )
+        there, groups = _groups(state["optimizer"]), _groups(self.optimizer.state_dict())
+        if groups != there:
+            raise RefusedError(f"its optimiser has groups of {there} parameters; wanted {groups}")
         if state["others"].keys() != self.others.keys():
             raise RefusedError(f"it holds {_listed(state['others'])} beside the model; wanted {_listed(self.others)}")
 
@@ -123,6 +126,10 @@ class Trained:
 def shapes(state: Mapping[str, Any]) -> dict[str, list[int]]:
     """Shapes of a state's tensors, by name."""
     return {name: list(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _groups(optimizer: Mapping[str, Any]) -> list[int]:
+    return [len(group["params"]) for group in optimizer["param_groups"]]
 
 
 def _listed(names: Iterable[str]) -> str:
