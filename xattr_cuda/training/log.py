@@ -28,6 +28,7 @@ def say(line: str) -> None:
 def progress_bar(console: "Console") -> "Progress":
     """A progress bar in words, parts done, time and a run's figures; it vanishes when the work is done."""
     from rich import progress
+    from rich.table import Column
     from rich.text import Text
 
     class Figures(progress.ProgressColumn):
@@ -39,7 +40,7 @@ def progress_bar(console: "Console") -> "Progress":
         progress.BarColumn(bar_width=24),
         progress.MofNCompleteColumn(),
         progress.TimeElapsedColumn(),
-        Figures(),
+        Figures(table_column=Column(no_wrap=True, overflow="ellipsis")),
         console=console,
         transient=True,
     )
@@ -93,7 +94,7 @@ class Log:
         self._bar: Progress | None = None
         self._board: Board | None = None
         self._lines: tuple[str, str] | None = None  # what comes before and after the number of the epoch
-        self._figures: dict[str, float] = {}
+        self._shown = ""
         self._metrics: dict[str, float] = {}
 
     @contextmanager
@@ -137,11 +138,12 @@ class Log:
             for rate in self._rates:
                 rate.add(samples_in(batch))
             if step % self._every == 0:
-                self._figures = {**self._recent.take(self._talk), RATE: self._rates[0].take(self._talk)}
+                means, speed = self._recent.take(self._talk), {RATE: self._rates[0].take(self._talk)}
+                self._shown = in_words({**means, **self._metrics, **speed})
                 if self._board is not None:
-                    self._board.scalars(self._figures, step)
+                    self._board.scalars({**means, **speed}, step)
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, figures=in_words({**self._metrics, **self._figures}))
+            self._bar.update(self._task, completed=step, figures=self._shown)
 
     def epoch(self, epoch: int, step: int, metrics: float | Mapping[str, float], images: Mapping[str, Tensor]) -> None:
         """So many epochs are done, the last one with these metrics and attributions."""

@@ -184,7 +184,7 @@ def train(
 
     def validate() -> dict[str, float]:
         best.offer(roc_auc(network, split.validation_x, split.validation_y))
-        return {"best ROC-AUC": best.score}
+        return {"best AUC": best.score}
 
     fit(
         make_terms(network, method, settings, strength, generator),
