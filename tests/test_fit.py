@@ -34,6 +34,16 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _signals():
+    """As a terminal's job has them: a shell may have started the tests with some ignored."""
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="module")
 def whole():
     """(weights, result) of a job that nothing stopped, without checkpoints."""
@@ -148,6 +158,21 @@ def test_a_second_signal_acts_at_once(tmp_path):
         Job(twice).fit(tmp_path)
     assert steps == [1]
     assert not os.listdir(tmp_path)
+
+
+def test_a_second_signal_acts_at_once_in_a_run_within_a_comparison():
+    with signals.StopRequests() as outer, signals.StopRequests() as inner:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert inner.received is signal.SIGINT
+        assert outer.received is None
+    with signals.StopRequests() as outer:
+        with signals.StopRequests():
+            pass
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped, match="stopped by SIGTERM with all saved"):
+            outer.obey("with all saved")
 
 
 def test_signals_are_left_alone_without_checkpoints_and_given_back_after_them(tmp_path):
