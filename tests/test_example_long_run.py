@@ -30,6 +30,7 @@ def test_it_learns_without_the_corners_and_continues_to_the_same_weights(example
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(" of ")[0] for line in lines if line.startswith("Training")] == [
         "Training: epoch 1",
+        "Training: continuing after step 19",
         "Training: epoch 2",
         "Training: epoch 3",
     ]

@@ -123,6 +123,8 @@ class Log:
                 from rich.console import Console
 
                 console = Console()
+                if step:
+                    print(f"{title}: continuing after step {step}", flush=True)
                 self._lines = None if console.is_terminal else (f"{title}: epoch ", f" of {epochs}: ")
                 progress = stack.enter_context(progress_bar(console)) if console.is_terminal else False
             if self._first and not isinstance(progress, bool):
