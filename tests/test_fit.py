@@ -344,3 +344,20 @@ def test_a_loader_that_does_not_know_its_length_will_do(tmp_path):
         )
     assert result.steps == 9
     assert result.resumed == tmp_path / "step-0000000006.pt"
+
+
+def test_every_epoch_has_an_order_of_its_own_that_follows_from_the_seed():
+    orders = []
+    for seed in (1, 1, 2):
+        model = nn.Linear(1, 1)
+        loader, seen = Processes().loader(TensorDataset(torch.arange(12.0).view(12, 1)), 4, seed=seed), []
+
+        def step(batch, model=model, seen=seen):
+            seen.extend(batch[0].flatten().tolist())
+            return model(batch[0]).mean()
+
+        fit(step, model, torch.optim.SGD(model.parameters(), 0.1), loader, epochs=2, progress=False)
+        assert sorted(seen[:12]) == sorted(seen[12:]) == list(range(12))
+        assert seen[:12] != seen[12:]
+        orders.append(seen)
+    assert orders[0] == orders[1] != orders[2]
