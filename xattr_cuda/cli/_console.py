@@ -1,25 +1,15 @@
-"""What the commands share: the output folder, the progress bar and saved JSON."""
+"""What the commands share: the output folder, saved JSON, and the progress bar of `training`."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..training.errors import UserError
+from ..training.log import progress_bar
 
-
-def progress_bar(console: Console) -> Progress:
-    """A progress bar in words, parts done and time; it vanishes when the work is done."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
+__all__ = ["make_folder", "progress_bar", "save_json", "show_saved"]
 
 
 def make_folder(folder: Path) -> Path:

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..training import join
 from ._console import make_folder, progress_bar, save_json, show_saved
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ def demo(
     the corners, and what a training step costs against plain training and
     against PyTorch's double backward.
 
+    Under torchrun its processes train each network together, every one on its
+    share of each batch, in an order of their own.
+
     Example: [bold]xattr-cuda demo --output demo --seed 1[/bold]
     """
     from .. import extras
@@ -37,22 +41,18 @@ def demo(
 
     settings = experiment.DemoSettings(seed=seed, epochs=epochs, strength=strength)
     extras.load("matplotlib")  # before the work, not after it
-    folder, console = make_folder(output), Console()
-    with progress_bar(console) as bar:
-        tasks: dict[str, int] = {}
-
-        def advance(words: str, done: int, total: int) -> None:
-            if words not in tasks:
-                tasks[words] = bar.add_task(words, total=total)
-            bar.update(tasks[words], completed=done)  # type: ignore[arg-type]
-
-        result = experiment.run(settings, advance)
-        figures.save_attributions(result, folder / "attributions.png")
-    save_json(result.to_json(), folder / "results.json")
-    for name, network in result.networks.items():
-        torch.save(network.state_dict(), folder / f"{name}.pt")
-    _show(console, result)
-    show_saved(console, folder, ["results.json", "attributions.png", "plain.pt", "prior.pt"])
+    with join("cpu") as processes:
+        folder, console = make_folder(output), Console(quiet=not processes.first)
+        with progress_bar(console) as bar:
+            result = experiment.run(settings, bar, processes)
+            if result is None:
+                return
+            figures.save_attributions(result, folder / "attributions.png")
+        save_json(result.to_json(), folder / "results.json")
+        for name, network in result.networks.items():
+            torch.save(network.state_dict(), folder / f"{name}.pt")
+        _show(console, result)
+        show_saved(console, folder, ["results.json", "attributions.png", "plain.pt", "prior.pt"])
 
 
 def _show(console: Console, result: "DemoResult") -> None:

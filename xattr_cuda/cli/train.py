@@ -1,5 +1,6 @@
 """`xattr-cuda train`: attribution priors compared on a table with a binary label."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as Grid
 
+from ..training import Processes, join
 from ..training.errors import UserError
 from ._console import make_folder, progress_bar, save_json, show_saved
 
@@ -54,7 +56,8 @@ def train(
     validation_rows: Annotated[
         int | None, typer.Option(help="Validation rows: 100 for nhefs, else 20 %.", min=2, show_default=False)
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for results.json and the chart.")] = Path("train"),
+    output: Annotated[Path, typer.Option(help="Folder for results.json, the chart and runs/.")] = Path("train"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what --output holds in runs/.")] = False,
 ) -> None:
     """Compare attribution priors on a table with a binary label.
 
@@ -66,6 +69,12 @@ def train(
     xgradient trains a bias-free network by sweeps. eg (Expected Gradients),
     ig (Integrated Gradients) and gradient train one with biases by double
     backward. none has no prior.
+
+    What is trained is kept in the output folder, in runs/. After Ctrl-C,
+    SIGTERM or worse, the same command with --resume skips it and goes on
+    where it stopped, to the same figures; it may ask for more methods,
+    strengths and seeds. Under torchrun the networks are shared out among its
+    processes, each of which trains its own alone.
 
     Example: [bold]xattr-cuda train --dataset nhefs --method all[/bold]
 
@@ -84,7 +93,8 @@ def train(
     )
     methods = _methods(method)
     table = _load(csv, label, drop or [], positive, dataset)
-    _run(table, (train_rows, validation_rows), methods, settings, seeds, output)
+    with join("cpu") as processes:
+        _run(table, (train_rows, validation_rows), methods, settings, seeds, output, resume, processes)
 
 
 def _run(
@@ -94,24 +104,53 @@ def _run(
     settings: "Settings",
     seeds: int,
     output: Path,
+    resume: bool,
+    processes: Processes,
 ) -> None:
     """Train and show; `asked` are the rows of training and of validation, None for the default."""
     from .. import extras
     from ..training import protocol, tabular
+    from ..training.distributed import Talk
+    from ..training.runs import Runs
 
     sizes = [rows or default for rows, default in zip(asked, tabular.default_sizes(table), strict=True)]
     extras.load("matplotlib")  # before the work, not after it
     tabular.split(table, 0, *sizes)  # a split that cannot be made is refused before anything is trained
-    folder, console = make_folder(output), Console()
+    folder, console = make_folder(output), Console(quiet=not processes.first)
     _introduce(console, table, sizes)
-    with progress_bar(console) as bar:
-        task = bar.add_task("Training", total=protocol.networks_to_train(methods, settings, seeds))
+    identity = _identity(table, settings, sizes)
+    share = len(protocol.jobs(methods, settings, seeds)[:: processes.world])  # of the first process
+    with Talk(processes) as talk, progress_bar(console) as bar:
+        task = bar.add_task("Networks", total=share)
+
+        def advance() -> None:
+            bar.advance(task)
+            for finished in bar.task_ids[1:]:
+                bar.remove_task(finished)
+
+        runs = Runs(folder / "runs", identity, resume=resume, processes=processes, talk=talk)
         results = protocol.compare(
-            lambda seed: tabular.split(table, seed, *sizes), methods, settings, seeds, lambda: bar.advance(task)
+            lambda seed: tabular.split(table, seed, *sizes),
+            methods,
+            settings,
+            seeds,
+            advance,
+            runs=runs,
+            processes=processes,
+            talk=talk,
+            progress=bar,
         )
-    _save(folder, table, settings, sizes, results)
-    _show(console, settings, results)
-    show_saved(console, folder, ["results.json", "comparison.png"])
+    if processes.first:
+        _save(folder, table, settings, sizes, results)
+        _show(console, settings, results)
+        show_saved(console, folder, ["results.json", "comparison.png", "runs/"])
+
+
+def _identity(table: "Table", settings: "Settings", sizes: Sequence[int]) -> dict[str, Any]:
+    """What the outcome of every network depends on, besides its method, strength and seed."""
+    data = hashlib.sha256(table.features.tobytes() + table.labels.tobytes()).hexdigest()
+    shared = {name: value for name, value in asdict(settings).items() if name != "strengths"}
+    return {"data": data, "train rows": sizes[0], "validation rows": sizes[1], **shared}
 
 
 def _numbers(option: str, text: str, kind: type[Any]) -> tuple[Any, ...]:

@@ -1,22 +1,26 @@
 """The demonstration: decoy digits, with and without a prior against looking at the decoys."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import BatchSampler, DataLoader, Sampler, TensorDataset
 
 from .. import models, priors
-from ..sweep import attribute, attribute_loss
+from ..sweep import Sweep, attribute, attribute_loss
 from . import backends
 from .decoy import CLASSES, SIDE, DecoyDigits, load_decoy_digits
+from .distributed import Processes
 from .errors import UserError
+from .loop import fit
 from .timing import interleaved, medians
 
-Progress = Callable[[str, int, int], object]
-"""(what is going on, steps done, steps in all)."""
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 Step = Callable[[Tensor, Tensor], object]
 WARMUP_ROUNDS = 10  # of the timing
 
@@ -94,11 +98,19 @@ def plain_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return loss
 
 
+def sweep_terms(
+    sweep: Callable[..., tuple[Tensor, ...]], x: Tensor, y: Tensor, prior: Callable[[Tensor], Tensor], strength: float
+) -> dict[str, Tensor]:
+    """Cross entropy and the prior on its attribution, each [], by sweep(x, y): (loss, output, attribution)."""
+    loss, _, attribution = sweep(x, y)
+    # The loss is a mean, so one sample's share of it shrinks with the batch; times B the prior does not.
+    return {"loss": loss, "prior": strength * prior(attribution * len(x))}
+
+
 def sweep_loss(model: nn.Module, x: Tensor, y: Tensor, prior: Callable[[Tensor], Tensor], strength: float) -> Tensor:
     """Cross entropy plus the prior on the attribution of the loss, [], through one chain of sweeps."""
-    loss, _, attribution = attribute_loss(model, x, cross_entropy, y)
-    # The loss is a mean, so one sample's share of it shrinks with the batch; times B the prior does not.
-    return loss + strength * prior(attribution * len(x))
+    terms = sweep_terms(lambda x, y: attribute_loss(model, x, cross_entropy, y), x, y, prior, strength)
+    return terms["loss"] + terms["prior"]
 
 
 def eager_loss(model: nn.Module, x: Tensor, y: Tensor, prior: Callable[[Tensor], Tensor], strength: float) -> Tensor:
@@ -123,13 +135,61 @@ def make_step(settings: DemoSettings, model: nn.Module, loss: Callable[..., Tens
     return step
 
 
-def fit(settings: DemoSettings, data: DecoyDigits, step: Step, report: Callable[[], object]) -> None:
-    """Run all epochs of `step` in an order drawn from the seed; `report` is called after every epoch."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    for _ in range(settings.epochs):
-        for batch in torch.randperm(len(data.train_x), generator=generator).split(settings.batch):
-            step(data.train_x[batch], data.train_y[batch])
-        report()
+class Permutations(Sampler[int]):
+    """The numbers below `size` in an order that a generator, begun from `seed`, draws anew for every epoch."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(self.size, generator=self.generator).tolist())
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def batches(settings: DemoSettings, data: DecoyDigits, processes: Processes) -> DataLoader:
+    """The training set in batches (x, y), in an order drawn from the seed; of several processes each has its share."""
+    rows = TensorDataset(data.train_x, data.train_y)
+    if processes.world > 1:
+        return processes.loader(rows, settings.batch, seed=settings.seed)
+    order = BatchSampler(Permutations(len(rows), settings.seed), settings.batch, drop_last=False)
+    return DataLoader(rows, sampler=order, batch_size=None)  # rows of a batch are taken at once
+
+
+def train(
+    settings: DemoSettings, data: DecoyDigits, prior: bool, progress: "Progress | bool", processes: Processes
+) -> nn.Module:
+    """A network trained without or with the prior, by all processes together."""
+    network = make_network(settings)
+    if prior:
+        sweep, penalty = processes.wrap(Sweep(network, cross_entropy)), priors.right_reasons(data.corners)
+
+        def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+            return sweep_terms(sweep, *batch, penalty, settings.strength)
+    else:
+        replica = processes.wrap(network)
+
+        def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+            return {"loss": plain_loss(replica, *batch)}
+
+    fit(
+        *(step, network, torch.optim.Adam(network.parameters(), settings.learning_rate)),
+        batches(settings, data, processes),
+        epochs=settings.epochs,
+        metric=lambda: {"accuracy": accuracy(network, data.test_x, data.test_y)},
+        progress=progress,
+        title=f"Training {'with' if prior else 'without'} the prior",
+        processes=processes,
+    )
+    return network
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Share of images whose label is predicted."""
+    with torch.no_grad():
+        return (model(x).argmax(1) == y).double().mean().item()
 
 
 def explain(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,10 +201,8 @@ def explain(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def evaluate(model: nn.Module, data: DecoyDigits) -> Quality:
     """Accuracy and share of attribution on the corners, over the test set."""
-    predicted, attribution = explain(model, data.test_x)
-    size = attribution.abs()  # [N, 12, 12]
-    accuracy = (predicted == data.test_y).double().mean()
-    return Quality(accuracy.item(), (size[:, data.corners].sum() / size.sum()).item())
+    size = explain(model, data.test_x)[1].abs()  # [N, 12, 12]
+    return Quality(accuracy(model, data.test_x, data.test_y), (size[:, data.corners].sum() / size.sum()).item())
 
 
 def _losses(settings: DemoSettings, data: DecoyDigits) -> dict[str, tuple[Any, ...]]:
@@ -168,21 +226,23 @@ def time_steps(settings: DemoSettings, data: DecoyDigits, report: Callable[[], o
     return medians(interleaved(contestants, settings.timing_rounds, WARMUP_ROUNDS, report))
 
 
-def run(settings: DemoSettings | None = None, progress: Progress = lambda *_: None) -> DemoResult:
+def run(
+    settings: DemoSettings | None = None, progress: "Progress | None" = None, processes: Processes | None = None
+) -> DemoResult | None:
     """Train both networks, evaluate them on the test set and time the steps.
 
-    progress: called as the work goes on. Everything but the seconds follows from the seed.
+    progress: a bar for the work to be shown on. Everything but the seconds follows from the seed and the number of
+    processes, which train together; the first one measures, the others return None.
     Raises UserError for settings out of range, MissingPackageError where scikit-learn is missing.
     """
-    settings = settings or DemoSettings()
+    settings, processes = settings or DemoSettings(), processes or Processes()
     data = load_decoy_digits(settings.seed)
-    losses = _losses(settings, data)
-    networks = {"plain": make_network(settings), "prior": make_network(settings)}
-    for name, loss in zip(networks, (losses["plain"], losses["prior (sweep)"]), strict=True):
-        words = f"Training {'without' if name == 'plain' else 'with'} the prior"
-        fit(settings, data, make_step(settings, networks[name], *loss), _counter(progress, words, settings.epochs))
-    rounds = settings.timing_rounds + WARMUP_ROUNDS
-    seconds = time_steps(settings, data, _counter(progress, "Timing the steps in turn", rounds))
+    networks = {
+        name: train(settings, data, name == "prior", progress or False, processes) for name in ("plain", "prior")
+    }
+    if not processes.first:
+        return None
+    seconds = time_steps(settings, data, counter(progress, "Timing", settings.timing_rounds + WARMUP_ROUNDS))
     backend, remark = backends.describe()
     return DemoResult(
         settings=settings,
@@ -197,14 +257,9 @@ def run(settings: DemoSettings | None = None, progress: Progress = lambda *_: No
     )
 
 
-def _counter(progress: Progress, words: str, total: int) -> Callable[[], object]:
-    """A function that reports one more of `total` done each time it is called."""
-    done = 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        progress(words, done, total)
-
-    progress(words, 0, total)
-    return advance
+def counter(progress: "Progress | None", words: str, total: int) -> Callable[[], object]:
+    """A function to call for each of `total` parts of the work; `progress`, if there is one, shows them."""
+    if progress is None:
+        return lambda: None
+    task = progress.add_task(words, total=total)
+    return lambda: progress.advance(task)

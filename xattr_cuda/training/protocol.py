@@ -4,10 +4,10 @@ Hesse et al. 2021, section 4.3: Adam, full batches, the penalty strength * prior
 entropy, the epoch with the best validation ROC-AUC kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from statistics import mean
 from typing import Any
 
@@ -16,8 +16,12 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from .. import extras, models, priors
+from .distributed import Processes, Talk
 from .errors import UserError
+from .loop import fit, update
 from .methods import METHODS, integrated_gradients
+from .runs import Runs
+from .signals import StopRequests, announced
 from .tabular import Split
 from .timing import interleaved, medians
 
@@ -98,26 +102,30 @@ def make_network(features: int, settings: Settings, *, bias: bool, seed: int) ->
         )
 
 
+def make_terms(
+    network: nn.Module, method: str, settings: Settings, strength: float, generator: torch.Generator
+) -> Callable[[tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """The terms of the loss of a batch (x, y), each []: cross entropy and, where the method has one, the prior."""
+    prior, attributor = PRIORS[settings.prior], METHODS[method].attribute
+
+    def terms(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        x, y = batch
+        if attributor is None:
+            return {"loss": binary_cross_entropy_with_logits(network(x).squeeze(1), y)}
+        output, attribution = attributor(network, x, settings.samples, x, generator)
+        loss = binary_cross_entropy_with_logits(output.squeeze(1), y)
+        return {"loss": loss, "prior": strength * prior(attribution)}
+
+    return terms
+
+
 def make_step(
     network: nn.Module, method: str, settings: Settings, strength: float, split: Split, seed: int
 ) -> Callable[[], None]:
     """A full-batch training step of `network` on the training rows, as a function without arguments."""
     optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate)
-    generator = torch.Generator().manual_seed(seed)
-    prior, attributor = PRIORS[settings.prior], METHODS[method].attribute
-
-    def step() -> None:
-        optimizer.zero_grad()
-        if attributor is None:
-            loss = binary_cross_entropy_with_logits(network(split.train_x).squeeze(1), split.train_y)
-        else:
-            output, attribution = attributor(network, split.train_x, settings.samples, split.train_x, generator)
-            loss = binary_cross_entropy_with_logits(output.squeeze(1), split.train_y)
-            loss = loss + strength * prior(attribution)
-        loss.backward()
-        optimizer.step()
-
-    return step
+    terms = make_terms(network, method, settings, strength, torch.Generator().manual_seed(seed))
+    return lambda: update(terms((split.train_x, split.train_y)), optimizer)
 
 
 def roc_auc(network: nn.Module, x: Tensor, y: Tensor) -> float:
@@ -139,25 +147,61 @@ def concentration(network: nn.Module, x: Tensor, *, bias: bool) -> float:
     return -float(priors.gini(attribution.detach()))
 
 
-def train(split: Split, method: str, settings: Settings, strength: float, seed: int) -> tuple[nn.Module, Outcome]:
+class Best:
+    """The epoch with the best score so far, the first of equals, and the network's weights then."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.score, self.epoch, self.epochs = -1.0, 0, 0
+        self.weights = network.state_dict()
+
+    def offer(self, score: float) -> None:
+        """One more epoch, with this score."""
+        self.epochs += 1
+        if score > self.score:
+            self.score, self.epoch, self.weights = score, self.epochs, deepcopy(self.network.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {name: value for name, value in vars(self).items() if name != "network"}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        vars(self).update(state)
+
+
+def train(
+    split: Split, method: str, settings: Settings, strength: float, seed: int, **options: Any
+) -> tuple[nn.Module, Outcome]:
     """Train one network on one split and keep the epoch with the best validation ROC-AUC, the first of equals.
 
-    method: a key of METHODS. Returns the network with that epoch's weights, and its outcome.
+    method: a key of METHODS. options: of `fit`, for checkpoints and progress. Returns the network with that epoch's
+    weights, and its outcome.
     """
     bias = has_bias(method, settings)
     network = make_network(split.train_x.shape[1], settings, bias=bias, seed=seed)
-    step = make_step(network, method, settings, strength, split, seed)
-    best, best_epoch, weights = -1.0, 0, network.state_dict()
-    for epoch in range(1, settings.epochs + 1):
-        step()
-        score = roc_auc(network, split.validation_x, split.validation_y)
-        if score > best:
-            best, best_epoch, weights = score, epoch, deepcopy(network.state_dict())
-    network.load_state_dict(weights)
+    generator, best = torch.Generator().manual_seed(seed), Best(network)
+
+    def validate() -> dict[str, float]:
+        best.offer(roc_auc(network, split.validation_x, split.validation_y))
+        return {"best AUC": best.score}
+
+    fit(
+        make_terms(network, method, settings, strength, generator),
+        network,
+        torch.optim.Adam(network.parameters(), settings.learning_rate),
+        [(split.train_x, split.train_y)],
+        epochs=settings.epochs,
+        metric=validate,
+        also={"best": best, "generator": generator},
+        processes=Processes(),  # whoever else trains, trains other networks
+        **{"progress": False, **options},
+    )
+    network.load_state_dict(best.weights)
     outcome = Outcome(
         test_auc=roc_auc(network, split.test_x, split.test_y),
-        validation_auc=best,
-        best_epoch=best_epoch,
+        validation_auc=best.score,
+        best_epoch=best.epoch,
         gini=concentration(network, split.test_x, bias=bias),
     )
     return network, outcome
@@ -168,9 +212,26 @@ def strengths_of(method: str, settings: Settings) -> tuple[float, ...]:
     return settings.strengths if METHODS[method].attribute else (0.0,)
 
 
-def networks_to_train(methods: list[str], settings: Settings, seeds: int) -> int:
-    """How many networks `compare` trains."""
-    return seeds * sum(len(strengths_of(method, settings)) for method in methods)
+@dataclass(frozen=True)
+class Job:
+    """One network to train: on the split of its seed, by a method with a strength."""
+
+    seed: int
+    method: str
+    strength: float
+
+    def __str__(self) -> str:
+        return f"{self.method}-{self.strength!r}-seed{self.seed}"
+
+
+def jobs(methods: list[str], settings: Settings, seeds: int) -> list[Job]:
+    """All networks of a comparison."""
+    return [
+        Job(seed, method, strength)
+        for seed in range(seeds)
+        for method in methods
+        for strength in strengths_of(method, settings)
+    ]
 
 
 def compare(
@@ -179,21 +240,35 @@ def compare(
     settings: Settings,
     seeds: int,
     report: Callable[[], object] = lambda: None,
+    *,
+    runs: Runs | None = None,
+    processes: Processes | None = None,
+    talk: Talk | None = None,
+    progress: Any = False,
 ) -> list[Comparison]:
     """Train every method on the same `seeds` random splits and time their steps in turn.
 
-    make_split: seed to split. report: called after every trained network. Everything but the seconds follows from the
-    seeds 0 ... seeds - 1.
+    make_split: seed to split. report: called after every trained network. runs: where to keep networks, so that
+    SIGTERM and SIGINT stop the work in good order and it can go on. processes: which share out the networks among
+    them; the first one times and returns the comparison, the others nothing. progress: as in `fit`. Everything but the
+    seconds follows from the seeds 0 ... seeds - 1, however many processes there are and however often they stopped.
     """
-    outcomes: dict[tuple[str, float], list[Outcome]] = {}
-    for seed in range(seeds):
-        part = make_split(seed)
-        for method in methods:
-            for strength in strengths_of(method, settings):
-                _, outcome = train(part, method, settings, strength, seed)
-                outcomes.setdefault((method, strength), []).append(outcome)
-                report()
-    seconds = time_steps(make_split(0), methods, settings)
+    processes = processes or Processes()
+    found: dict[Job, Outcome] = {}
+    mine = jobs(methods, settings, seeds)[processes.rank :: processes.world]
+    make_split = lru_cache(maxsize=1)(make_split)
+    with announced(True), StopRequests(runs is not None) as requests:
+        for done, job in enumerate(mine):
+            requests.obey(f"with {done} of {len(mine)} networks trained; continue with --resume")
+            found[job] = _outcome(job, make_split, settings, runs, progress)
+            report()
+        for others in (talk or Talk(processes)).all(found):
+            found |= others
+        if not processes.first:
+            return []
+        obey = partial(requests.obey, "while steps were timed; continue with --resume")
+        seconds = time_steps(make_split(0), methods, settings, on_round=obey)
+    outcomes = {(m, s): [found[Job(i, m, s)] for i in range(seeds)] for m in methods for s in strengths_of(m, settings)}
     results = []
     for method in methods:
         candidates = strengths_of(method, settings)
@@ -202,11 +277,31 @@ def compare(
     return results
 
 
+def _outcome(
+    job: Job, make_split: Callable[[int], Split], settings: Settings, runs: Runs | None, progress: Any
+) -> Outcome:
+    """Of a network that was trained before, or is trained now."""
+    name = str(job)
+    if runs is not None and (kept := runs.outcome(name)) is not None:
+        return Outcome(**kept)
+    options = {"progress": progress, "title": name, **(runs.fit_options(name) if runs is not None else {})}
+    _, outcome = train(make_split(job.seed), job.method, settings, job.strength, job.seed, **options)
+    if runs is not None:
+        runs.keep(name, asdict(outcome))
+    return outcome
+
+
 def _mean_validation(outcomes: dict[tuple[str, float], list[Outcome]], method: str, strength: float) -> float:
     return mean(outcome.validation_auc for outcome in outcomes[method, strength])
 
 
-def time_steps(split: Split, methods: list[str], settings: Settings, rounds: int = 50) -> dict[str, float]:
+def time_steps(
+    split: Split,
+    methods: list[str],
+    settings: Settings,
+    rounds: int = 50,
+    on_round: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
     """Median seconds of one training step of every method, interleaved, each on a fresh network."""
     features = split.train_x.shape[1]
 
@@ -214,7 +309,7 @@ def time_steps(split: Split, methods: list[str], settings: Settings, rounds: int
         network = make_network(features, settings, bias=has_bias(method, settings), seed=0)
         return make_step(network, method, settings, settings.strengths[0], split, seed=0)
 
-    return medians(interleaved({method: contestant(method) for method in methods}, rounds, warmup=5))
+    return medians(interleaved({method: contestant(method) for method in methods}, rounds, warmup=5, on_round=on_round))
 
 
 def to_json(comparisons: list[Comparison]) -> list[dict[str, Any]]:
