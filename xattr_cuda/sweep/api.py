@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import double_backward
+from . import double_backward, sharded
 from .arguments import fill, flatten_like
 from .inputs import Inputs, as_tuple, mirror, without_autocast
 from .run import Run
 from .step import step_of_loss, step_of_output
 from .target import Target
+from .wrappers import wrapped
 
 if TYPE_CHECKING:
     from .compiled import CompiledRun
@@ -48,6 +49,15 @@ def _start(model: nn.Module, xs: Sequence[Tensor], constants: Sequence[Any] = ()
     return Run.start(model, xs, constants)
 
 
+def _hooks() -> Any:
+    """Who runs the hooks of FSDP inside a model, of which almost all models have none."""
+    if torch.compiler.is_compiling():
+        from . import compiled
+
+        return compiled
+    return sharded
+
+
 def attribute(
     model: nn.Module,
     inputs: Inputs,
@@ -74,10 +84,16 @@ def attribute(
     if not _sweeps(engine):
         output, attributions = double_backward.attribute(model, xs, target, cotangent, constants)
         return Attribution(output, mirror(attributions, inputs))
+    hooks = _hooks()
+    hooked = hooks.is_sharded(model)
+    if hooked:
+        xs, constants = hooks.gather(model, xs, constants)
     run = _start(model, xs, constants)
     given = None if cotangent is None else flatten_like(cotangent, run.structure)
     with without_autocast(xs[0].device, run.autocast):
         outputs, attributions = step_of_output(run, target, given)
+    if hooked:
+        outputs, attributions = hooks.release(model, (outputs, attributions))
     return Attribution(fill(run.structure, outputs), mirror(attributions, inputs))
 
 
@@ -95,8 +111,14 @@ def attribute_loss(
     if not _sweeps(engine):
         loss, output, attributions = double_backward.attribute_loss(model, xs, criterion, args)
         return LossAttribution(loss, output, mirror(attributions, inputs))
+    hooks = _hooks()
+    hooked = hooks.is_sharded(model)
+    if hooked:
+        xs, _ = hooks.gather(model, xs, ())
     run = _start(model, xs)
     loss, outputs, attributions = step_of_loss(run, criterion, args)
+    if hooked:
+        _, outputs, attributions = hooks.release(model, (loss, outputs, attributions))
     return LossAttribution(loss, fill(run.structure, outputs), mirror(attributions, inputs))
 
 
@@ -112,6 +134,8 @@ class Sweep(nn.Module):
 
     def __init__(self, model: nn.Module, criterion: Callable[..., Tensor] | None = None) -> None:
         super().__init__()
+        for error in wrapped(model):
+            raise error
         self.model = model
         self.criterion = criterion
 
