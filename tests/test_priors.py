@@ -1,10 +1,11 @@
 """Priors: each against an independent formula, its derivative, and its documented scale."""
 
+import doctest
 import math
 
-import numpy as np
 import pytest
 import torch
+from prior_cases import PRIORS
 from torch.autograd import gradcheck
 
 import xattr_cuda as xa
@@ -13,37 +14,6 @@ from xattr_cuda import priors
 SHAPES = [(7, 5), (1, 1), (4, 3, 6), (5, 2, 4, 3)]
 
 
-def pairwise_gini(a):
-    m = np.abs(a).mean(0).ravel()
-    return -np.abs(m[:, None] - m[None, :]).sum() / (2 * m.size * m.sum())
-
-
-def total_variation(a):
-    total = 0.0
-    for index in np.ndindex(a.shape):
-        for dim in (-1, -2):
-            before = list(index)
-            before[dim] -= 1
-            if before[dim] >= 0:
-                total += abs(a[index] - a[tuple(before)])
-    return total / a.shape[0]
-
-
-def half_mask(shape):
-    return (torch.arange(math.prod(shape[1:])) % 2 == 0).reshape(shape[1:])
-
-
-PRIORS = {  # name: the prior for a shape, the formula, the power of a factor of the attribution
-    "gini": (lambda shape: priors.gini, pairwise_gini, 0),
-    "l1": (lambda shape: priors.l1, lambda a: np.abs(a).sum() / a.shape[0], 1),
-    "l2": (lambda shape: priors.l2, lambda a: (a**2).sum() / a.shape[0], 2),
-    "total_variation": (lambda shape: priors.total_variation, total_variation, 1),
-    "right_reasons": (
-        lambda shape: priors.right_reasons(half_mask(shape)),
-        lambda a: ((a * half_mask(a.shape).numpy()) ** 2).sum() / a.shape[0],
-        2,
-    ),
-}
 by_prior = pytest.mark.parametrize("name", PRIORS)
 CASES = [(name, shape) for name in PRIORS for shape in SHAPES if name != "total_variation" or len(shape) > 2]
 
@@ -53,7 +23,17 @@ def prior_for(name, shape):
 
 
 def test_every_prior_is_tested():
-    assert set(PRIORS) == set(priors.__all__)
+    assert {name.split(",")[0] for name in PRIORS} == set(priors.__all__) - {"Schedule", "schedule"}
+
+
+@pytest.mark.parametrize("name", sorted(set(priors.__all__) - {"Schedule"}))
+def test_the_example_of_every_docstring_runs_and_gives_what_it_says(name):
+    (found,) = (test for test in doctest.DocTestFinder().find(getattr(priors, name), name, globs={}) if test.examples)
+    assert 4 <= len(found.examples) <= 5
+    runner = doctest.DocTestRunner()
+    said = []
+    runner.run(found, out=said.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(said)
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES, ids=str)
@@ -154,7 +134,7 @@ def test_right_reasons_takes_a_mask_for_each_sample_and_weights(backend):
     ],
 )
 def test_something_else_than_an_attribution_is_refused_with_the_prior_s_name(name, wrong, error, given):
-    with pytest.raises(error, match=f"{name}: `attribution`.*{given}.*wanted"):
+    with pytest.raises(error, match=f"{name.split(',')[0]}: `attribution`.*{given}.*wanted"):
         prior_for(name, (4, 3, 6))(wrong)
 
 
@@ -179,3 +159,14 @@ def test_a_network_can_be_trained_on_it(name, backend):
     _, attribution = xa.attribute(model, torch.randn(4, 6))
     prior_for(name, (4, 2, 3))(attribution.reshape(4, 2, 3)).backward()
     assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+
+
+def test_all_of_them_fit_into_one_compiled_graph():
+    a = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    made = [prior_for(name, a.shape) for name in PRIORS]
+    torch.compiler.reset()
+    found = []
+    for wrap in (lambda f: f, lambda f: torch.compile(f, fullgraph=True, backend="aot_eager")):
+        value = wrap(lambda a: sum(prior(a) for prior in made))(a)
+        found.append((value, *torch.autograd.grad(value, a)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-14)
