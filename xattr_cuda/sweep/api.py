@@ -35,9 +35,14 @@ class LossAttribution(NamedTuple):
     attribution: Any  # mirrors `inputs`
 
 
-def _sweeps(engine: str) -> bool:
+def _sweeps(engine: str, hooked: bool) -> bool:
     if engine not in ("sweep", "autograd"):
         raise ValueError(f"`engine` is {engine!r}; wanted 'sweep' or 'autograd'")
+    if engine == "autograd" and hooked:
+        raise ValueError(
+            "engine='autograd' takes a gradient within the forward, at which FSDP inside the model lets go of "
+            "parameters that the second backward pass needs; shard nothing but xa.Sweep(model), or use engine='sweep'"
+        )
     return engine == "sweep"
 
 
@@ -80,12 +85,11 @@ def attribute(
     over the features of a sample (completeness). Design section 2; Hesse et al. 2021, "X-Gradient".
     Raises NotHomogeneousError for a layer that has no closed form.
     """
-    xs = as_tuple(inputs)
-    if not _sweeps(engine):
+    xs, hooks = as_tuple(inputs), _hooks()
+    hooked = hooks.is_sharded(model)
+    if not _sweeps(engine, hooked):
         output, attributions = double_backward.attribute(model, xs, target, cotangent, constants)
         return Attribution(output, mirror(attributions, inputs))
-    hooks = _hooks()
-    hooked = hooks.is_sharded(model)
     if hooked:
         xs, constants = hooks.gather(model, xs, constants)
     run = _start(model, xs, constants)
@@ -107,12 +111,11 @@ def attribute_loss(
     constant. A gradient sent into `output` is served by a second chain; without one that chain costs nothing.
     Design section 2, "One chain instead of two".
     """
-    xs = as_tuple(inputs)
-    if not _sweeps(engine):
+    xs, hooks = as_tuple(inputs), _hooks()
+    hooked = hooks.is_sharded(model)
+    if not _sweeps(engine, hooked):
         loss, output, attributions = double_backward.attribute_loss(model, xs, criterion, args)
         return LossAttribution(loss, output, mirror(attributions, inputs))
-    hooks = _hooks()
-    hooked = hooks.is_sharded(model)
     if hooked:
         xs, _ = hooks.gather(model, xs, ())
     run = _start(model, xs)

@@ -20,7 +20,9 @@ from .inputs import autocasts
 def shards_of(model: nn.Module) -> list[nn.Module]:
     """The modules of a model, itself among them, that fully_shard was applied to, from the top down."""
     fsdp = sys.modules.get("torch.distributed.fsdp")  # nobody has sharded a model without having imported it
-    return [] if fsdp is None else [m for m in model.modules() if isinstance(m, fsdp.FSDPModule)]
+    if fsdp is None or not isinstance(model, nn.Module):
+        return []
+    return [m for m in model.modules() if isinstance(m, fsdp.FSDPModule)]
 
 
 def is_of_fsdp(hook: Any) -> bool:
