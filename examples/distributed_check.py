@@ -16,7 +16,7 @@ import rich
 import torch
 import torch.distributed as dist
 import typer
-from large_job import Engine, Model, Precision, autocast, loss_of, make_model, start, wrap
+from large_job import SIZE, Engine, Model, Precision, autocast, loss_of, make_model, start, wrap
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -47,7 +47,7 @@ def problem(model: Model, size: int, seed: int, device: torch.device) -> tuple[n
     with torch.no_grad():
         for p in network.parameters():
             p.add_(0.05 * torch.randn_like(p))
-    batch = torch.randn(size, 3, 16, 16), torch.randint(4, (size,))
+    batch = torch.randn(size, 3, SIZE, SIZE), torch.randint(4, (size,))
     return network.to(device), (batch[0].to(device), batch[1].to(device))
 
 
@@ -141,7 +141,7 @@ def main(
         for kind in engine:
             figure, what = compare(network.float(), images, kind, precision, compile, offload)
             bad |= not figure <= LIMITS[precision]
-            table.add_row(each.value, kind.value, f"{figure:.2g}", what)
+            table.add_row(each.value, kind.value, f"{figure:.3g}", what)
     if dist.get_rank() == 0:
         rich.print(table)
         rich.print(f"Not as one process: the limit is {LIMITS[precision]}" if bad else "As one process")

@@ -28,6 +28,7 @@ from xattr_cuda.models.fixup_resnet import BasicBlock
 Engine = Enum("Engine", {k: k for k in ("ddp", "fsdp2", "hsdp")}, type=str)
 Model = Enum("Model", {k: k for k in ("xmlp", "xresnet18")}, type=str)
 Precision = Enum("Precision", {k: k for k in ("fp32", "bf16", "fp16")}, type=str)
+SIZE = 32  # pixels a side
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 
 
@@ -44,10 +45,10 @@ def start() -> torch.device:
 
 
 def make_model(model: Model) -> nn.Module:
-    """A network for images [B, 3, 16, 16] of 4 classes."""
+    """A network for images [B, 3, SIZE, SIZE] of 4 classes."""
     if model == Model.xresnet18:
         return xa.models.xfixup_resnet18(num_classes=4)
-    return nn.Sequential(nn.Flatten(), *xa.models.xmlp([3 * 16 * 16, 128, 64, 4]))
+    return nn.Sequential(nn.Flatten(), *xa.models.xmlp([3 * SIZE * SIZE, 128, 64, 4]))
 
 
 def wrap(model: nn.Module, engine: Engine, precision: Precision, offload: bool = False) -> nn.Module:
@@ -85,11 +86,11 @@ def loss_of(sweep: nn.Module, x: Tensor, labels: Tensor, strength: float) -> tup
 
 
 def data(device: torch.device) -> TensorDataset:
-    """512 images [3, 16, 16] of noise, with the quadrant bright that is the class."""
+    """512 images [3, SIZE, SIZE] of noise, with the quadrant bright that is the class."""
     generator = torch.Generator().manual_seed(1)  # the same in every process
-    x, labels = torch.randn(512, 3, 16, 16, generator=generator), torch.arange(512) % 4
+    x, labels = torch.randn(512, 3, SIZE, SIZE, generator=generator), torch.arange(512) % 4
     for k in range(4):
-        rows, columns = (slice(8 * half, 8 * half + 8) for half in divmod(k, 2))
+        rows, columns = (slice(SIZE // 2 * half, SIZE // 2 * (half + 1)) for half in divmod(k, 2))
         x[k::4, :, rows, columns] += 2
     return TensorDataset(x.to(device), labels.to(device))
 
