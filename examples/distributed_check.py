@@ -1,4 +1,4 @@
-"""Many processes against one: do DDP and FSDP2 give the gradients of one process on the global batch here?
+"""Many processes against one: that DDP and FSDP2 give the gradients of one process on the global batch.
 
     torchrun --nproc-per-node 2 examples/distributed_check.py --engine fsdp2 --model xresnet18
 
@@ -125,7 +125,7 @@ def main(
     engine: Annotated[list[Engine], typer.Option(help="Give it more than once for more.")] = [Engine.ddp],  # noqa: B006
     model: Annotated[list[Model], typer.Option(help="Likewise.")] = [Model.xresnet18],  # noqa: B006
     precision: Annotated[Precision, typer.Option(help="fp32 or bf16.")] = Precision.fp32,
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the step.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile the step.")] = False,
     offload: Annotated[bool, typer.Option("--offload", help="FSDP keeps the parts in the host's memory.")] = False,
     batch: Annotated[int, typer.Option(help="Images in all processes together.", min=1)] = 8,
     seed: Annotated[int, typer.Option(help="Draws weights and images.", min=0)] = 0,
@@ -139,7 +139,7 @@ def main(
     for each in model:
         network, images = problem(each, batch, seed, device)
         for kind in engine:
-            figure, what = compare(network.float(), images, kind, precision, compile, offload)
+            figure, what = compare(network.float(), images, kind, precision, compiled, offload)
             bad |= not figure <= LIMITS[precision]
             table.add_row(each.value, kind.value, f"{figure:.3g}", what)
     if dist.get_rank() == 0:

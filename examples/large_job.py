@@ -99,7 +99,7 @@ def main(
     engine: Annotated[Engine, typer.Option(help="How processes share the network.")] = Engine.fsdp2,
     model: Annotated[Model, typer.Option(help="Which network.")] = Model.xresnet18,
     precision: Annotated[Precision, typer.Option(help="The dtype of the network's products.")] = Precision.fp32,
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the step.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile the step.")] = False,
     offload: Annotated[bool, typer.Option("--offload", help="FSDP keeps the parts in the host's memory.")] = False,
     epochs: Annotated[int, typer.Option(help="Passes over the images.", min=1)] = 2,
     batch: Annotated[int, typer.Option(help="Images a step, in all processes together.", min=1)] = 64,
@@ -114,7 +114,7 @@ def main(
     sweep = wrap(make_model(model).to(device), engine, precision, offload)
     optimizer = torch.optim.AdamW(sweep.parameters(), 1e-3)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == Precision.fp16)
-    step = torch.compile(sweep) if compile else sweep
+    step = torch.compile(sweep) if compiled else sweep
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
         right = torch.zeros((), device=device)
