@@ -6,6 +6,7 @@ X-ResNet-18 and the X-MLP.
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -113,3 +114,18 @@ def test_four_processes_have_the_gradients_of_one_on_networks_of_the_package(see
     rows = re.findall(r"(xmlp|xresnet18) *│ *(\w+) *│ *([\d.e+-]+)", process.stdout)
     assert len(rows) == 6
     assert all(0 < float(difference) <= 1e-5 for _, _, difference in rows)
+
+
+def test_the_large_job_learns(request, monkeypatch, capsys):
+    """The example, in a job of one process: this one."""
+    for key, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(key, value)
+    script = runpy.run_path(str(request.config.rootpath / "examples" / "large_job.py"))
+    job, threads = {name: script[name] for name in ("Engine", "Model", "Precision")}, torch.get_num_threads()
+    try:
+        script["main"](job["Engine"].fsdp2, job["Model"].xmlp, job["Precision"].bf16, epochs=2)
+    finally:
+        torch.set_num_threads(threads)
+    accuracies = [float(a) for a in re.findall(r"accuracy ([\d.]+)%", capsys.readouterr().out)]
+    assert len(accuracies) == 2
+    assert accuracies[-1] > 90  # of four classes
