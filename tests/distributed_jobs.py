@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -66,7 +68,7 @@ def with_gini(sweep: nn.Module, x: Tensor, labels: Tensor, group: object = None)
 def with_mean(sweep: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     """A loss that is the mean of those of equal parts of the batch."""
     output, attribution = sweep(x, labels)
-    return cross_entropy(output, labels) + attribution.square().mean()
+    return cross_entropy(output.float(), labels) + attribution.float().square().mean()
 
 
 def of_loss(sweep: nn.Module, x: Tensor, labels: Tensor, group: object = None) -> Tensor:
@@ -77,7 +79,7 @@ def of_loss(sweep: nn.Module, x: Tensor, labels: Tensor, group: object = None) -
 
 def full(t: Tensor) -> Tensor:
     """A tensor in full, of which this process may hold a part."""
-    return (t.full_tensor() if hasattr(t, "full_tensor") else t).detach().clone()
+    return (t.full_tensor() if isinstance(t, DTensor) else t).detach().clone()
 
 
 def gradients(model: nn.Module) -> Tensors:
@@ -298,6 +300,7 @@ def parts_in_fsdp_forward_before_backward(share):
     """The first backward pass lets go of parameters that the second has saved."""
     sweep = share.shard()
     losses = [with_mean(sweep, *part) / 2 for part in halves(share)]
+    assert all(isinstance(p, DTensor) for layer in layers(share.model) for p in layer.parameters())  # parts again
     for loss in losses:
         loss.backward()
     return gradients(share.model)
@@ -350,10 +353,15 @@ def weights_after_training_in_fsdp(share):
     return trained(share, share.shard(), dist.group.WORLD, share.x, share.labels)
 
 
-def in_bf16(share: Share, engine: str = "sweep") -> Tensors:
-    """Gradients under FSDP's mixed precision; PyTorch's own with engine="autograd"."""
-    sweep = share.shard(inner=engine == "sweep", mp_policy=BF16)
-    with_gini(lambda *args: sweep(*args, engine=engine), share.x, share.labels, dist.group.WORLD).backward()
+def in_bf16(share: Share, how: str, engine: str) -> Tensors:
+    """Gradients in bf16, by FSDP's policy or by autocast in DDP; PyTorch's own with engine="autograd"."""
+    if how == "ddp":
+        sweep = DistributedDataParallel(xa.Sweep(share.model))
+    else:
+        sweep = share.shard(inner=engine == "sweep", mp_policy=BF16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "ddp"):
+        loss = with_mean(partial(sweep, engine=engine), share.x, share.labels)  # smooth: Gini's gradient jumps at ties
+    loss.backward()
     return gradients(share.model)
 
 
@@ -367,7 +375,9 @@ def run(rank: int, folder: str, seed: int) -> None:
     for name in NETWORKS:
         for title in titles(name):
             found[title, name] = _caught(lambda t=title, n=name: CASES[t](Share(n, seed)))
-        found["bf16", name] = _caught(lambda n=name: (in_bf16(Share(n, seed)), in_bf16(Share(n, seed), "autograd")))
+        for how in ("ddp", "fsdp"):
+            for engine in ("sweep", "autograd"):
+                found[how, engine, name] = _caught(lambda n=name, h=how, e=engine: in_bf16(Share(n, seed), h, e))
     for title, function in REFUSALS.items():
         found["refused", title] = _caught(lambda f=function: f(Share("residual", seed)))
     torch.save(found, f"{folder}/{rank}.part")

@@ -79,14 +79,15 @@ def test_two_processes_have_what_one_has(found, seed, name, title):
 
 
 @pytest.mark.parametrize("name", jobs.NETWORKS)
-def test_fsdp_in_bf16_is_as_good_as_double_backward_in_bf16(found, seed, name):
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_a_job_in_bf16_is_as_good_as_its_double_backward(found, seed, how, name):
     model, (x, labels) = jobs.network(name, seed).double(), jobs.batch(seed)
-    output, attribution = xa.attribute(model, x.double(), labels)
-    (nn.functional.cross_entropy(output, labels) + 0.1 * xa.priors.gini(attribution)).backward()
+    jobs.with_mean(xa.Sweep(model), x.double(), labels).backward()
     truth = jobs.gradients(model)
     for each in found:
-        assert not isinstance(each["bf16", name], str), each["bf16", name]
-        together = [torch.cat([g[key].double().flatten() for key in truth]) for g in (*each["bf16", name], truth)]
+        results = [each[how, engine, name] for engine in ("sweep", "autograd")]
+        assert not any(isinstance(result, str) for result in results), results
+        together = [torch.cat([g[key].double().flatten() for key in truth]) for g in (*results, truth)]
         got, own = (relative_error(g, together[-1]) for g in together[:2])
         assert min(got, own) > 1e-4  # it was bf16
         assert got <= 2 * own + torch.finfo(torch.bfloat16).eps

@@ -128,8 +128,10 @@ def attribute_loss(
 class Sweep(nn.Module):
     """`attribute` or, with a criterion, `attribute_loss` as a module.
 
-    The form to wrap in DistributedDataParallel, FSDP or torch.compile: its forward makes the whole step's graph, and
-    its parameters are the model's. model: an X-DNN, kept as `.model`; criterion: None, or as in `attribute_loss`.
+    The form to wrap in DistributedDataParallel, FSDP2 or torch.compile: its forward makes the whole step's graph, and
+    its parameters are the model's. A model with wrappers inside, whose forward a sweep never calls, is refused; modules
+    inside that FSDP2's fully_shard was applied to are gathered for the sweeps. model: an X-DNN, kept as `.model`;
+    criterion: None, or as in `attribute_loss`.
 
     forward(inputs, target=None, *, cotangent=None, constants=()) returns `attribute`'s (output, attribution); with a
     criterion forward(inputs, *args) returns `attribute_loss`'s (loss, output, attribution).
