@@ -107,7 +107,9 @@ def total_error(got: Gradients, want: Gradients) -> float:
     return float(difference / torch.stack([g.double().norm() for g in want.values()]).norm())
 
 
-def compare(network: nn.Module, batch: Batch, engine: Engine, precision: Precision, compiled: bool, offload: bool):
+def compare(
+    network: nn.Module, batch: Batch, engine: Engine, precision: Precision, compiled: bool, offload: bool
+) -> tuple[float, str]:
     """(figure to hold against the limit, what it is)."""
     got = in_all_processes(network, batch, engine, precision, compiled, offload)
     if precision == Precision.fp32:
