@@ -231,13 +231,7 @@ def fsdp_with_a_checkpointed_step(share):
 
 
 @case
-def compiled_ddp(share):
-    torch.compiler.reset()
-    return share.gini(torch.compile(DistributedDataParallel(xa.Sweep(share.model)), backend="aot_eager"))
-
-
-@case
-def compiled_fsdp(share):
+def compiled_sweep_of_fsdp(share):
     torch.compiler.reset()
     return share.gini(torch.compile(share.shard(), backend="aot_eager"))
 
@@ -246,12 +240,6 @@ def compiled_fsdp(share):
 def compiled_step_of_ddp(share):
     torch.compiler.reset()
     return share.gini(DistributedDataParallel(xa.Sweep(share.model)), torch.compile(with_gini, backend="aot_eager"))
-
-
-@case
-def compiled_step_of_fsdp(share):
-    torch.compiler.reset()
-    return share.gini(share.shard(), torch.compile(with_gini, backend="aot_eager"))
 
 
 @case

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from distributed_jobs import BF16, Share, layers, with_gini, with_mean
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper, offload_wrapper
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -56,6 +56,16 @@ def compiled_inside(share):
 @refusal
 def checkpoint_wrapper_inside(share):
     refused_around(share, checkpoint_wrapper, r"checkpoints or offloads.* checkpoint the step")
+
+
+@refusal
+def offload_wrapper_inside(share):
+    refused_around(share, offload_wrapper, r"checkpoints or offloads.* checkpoint the step")
+
+
+@refusal
+def data_parallel_inside(share):
+    refused_around(share, nn.DataParallel, r"spreads the batch.* DistributedDataParallel\(xa.Sweep\(model\)\)")
 
 
 @refusal

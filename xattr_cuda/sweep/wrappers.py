@@ -26,7 +26,7 @@ _REFUSED = {  # by name, so that nothing is imported for the sake of the questio
     ),
     "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper": (
         "it checkpoints or offloads what its own forward computes",
-        "A step saves few activations as it is (one chain: no more than the plain step's); to hold none between the "
+        "A step saves few activations as it is (one chain: hardly more than the plain step); to hold none between the "
         "passes checkpoint the step: torch.utils.checkpoint.checkpoint(sweep, x, use_reentrant=False)",
     ),
 }
