@@ -157,7 +157,7 @@ def test_a_model_is_traced_once(swept, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("traced again")
 
-    monkeypatch.setattr(trace._Tracer, "trace", refuse)
+    monkeypatch.setattr(trace.Tracer, "trace", refuse)
     assert_sweeps_as_it_is(model, x)
     model.act.negative_slope = 0.5
     assert_sweeps_as_it_is(model, x)

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import double_backward
+from . import double_backward, sharded
 from .arguments import fill, flatten_like
 from .inputs import Inputs, as_tuple, mirror, without_autocast
 from .run import Run
 from .step import step_of_loss, step_of_output
 from .target import Target
+from .wrappers import wrapped
 
 if TYPE_CHECKING:
     from .compiled import CompiledRun
@@ -34,9 +35,14 @@ class LossAttribution(NamedTuple):
     attribution: Any  # mirrors `inputs`
 
 
-def _sweeps(engine: str) -> bool:
+def _sweeps(engine: str, hooked: bool) -> bool:
     if engine not in ("sweep", "autograd"):
         raise ValueError(f"`engine` is {engine!r}; wanted 'sweep' or 'autograd'")
+    if engine == "autograd" and hooked:
+        raise ValueError(
+            "engine='autograd' takes a gradient within the forward, at which FSDP inside the model lets go of "
+            "parameters that the second backward pass needs; shard nothing but xa.Sweep(model), or use engine='sweep'"
+        )
     return engine == "sweep"
 
 
@@ -46,6 +52,15 @@ def _start(model: nn.Module, xs: Sequence[Tensor], constants: Sequence[Any] = ()
 
         return CompiledRun.start(model, xs, constants)
     return Run.start(model, xs, constants)
+
+
+def _hooks() -> Any:
+    """Who runs the hooks of FSDP inside a model, of which almost all models have none."""
+    if torch.compiler.is_compiling():
+        from . import compiled
+
+        return compiled
+    return sharded
 
 
 def attribute(
@@ -70,14 +85,19 @@ def attribute(
     over the features of a sample (completeness). Design section 2; Hesse et al. 2021, "X-Gradient".
     Raises NotHomogeneousError for a layer that has no closed form.
     """
-    xs = as_tuple(inputs)
-    if not _sweeps(engine):
+    xs, hooks = as_tuple(inputs), _hooks()
+    hooked = hooks.is_sharded(model)
+    if not _sweeps(engine, hooked):
         output, attributions = double_backward.attribute(model, xs, target, cotangent, constants)
         return Attribution(output, mirror(attributions, inputs))
+    if hooked:
+        xs, constants = hooks.gather(model, xs, constants)
     run = _start(model, xs, constants)
     given = None if cotangent is None else flatten_like(cotangent, run.structure)
     with without_autocast(xs[0].device, run.autocast):
         outputs, attributions = step_of_output(run, target, given)
+    if hooked:
+        outputs, attributions = hooks.release(model, (outputs, attributions))
     return Attribution(fill(run.structure, outputs), mirror(attributions, inputs))
 
 
@@ -91,20 +111,27 @@ def attribute_loss(
     constant. A gradient sent into `output` is served by a second chain; without one that chain costs nothing.
     Design section 2, "One chain instead of two".
     """
-    xs = as_tuple(inputs)
-    if not _sweeps(engine):
+    xs, hooks = as_tuple(inputs), _hooks()
+    hooked = hooks.is_sharded(model)
+    if not _sweeps(engine, hooked):
         loss, output, attributions = double_backward.attribute_loss(model, xs, criterion, args)
         return LossAttribution(loss, output, mirror(attributions, inputs))
+    if hooked:
+        xs, _ = hooks.gather(model, xs, ())
     run = _start(model, xs)
     loss, outputs, attributions = step_of_loss(run, criterion, args)
+    if hooked:
+        _, outputs, attributions = hooks.release(model, (loss, outputs, attributions))
     return LossAttribution(loss, fill(run.structure, outputs), mirror(attributions, inputs))
 
 
 class Sweep(nn.Module):
     """`attribute` or, with a criterion, `attribute_loss` as a module.
 
-    The form to wrap in DistributedDataParallel, FSDP or torch.compile: its forward makes the whole step's graph, and
-    its parameters are the model's. model: an X-DNN, kept as `.model`; criterion: None, or as in `attribute_loss`.
+    The form to wrap in DistributedDataParallel, FSDP2 or torch.compile: its forward makes the whole step's graph, and
+    its parameters are the model's. A model with wrappers inside, whose forward a sweep never calls, is refused; modules
+    inside that FSDP2's fully_shard was applied to are gathered for the sweeps. model: an X-DNN, kept as `.model`;
+    criterion: None, or as in `attribute_loss`.
 
     forward(inputs, target=None, *, cotangent=None, constants=()) returns `attribute`'s (output, attribution); with a
     criterion forward(inputs, *args) returns `attribute_loss`'s (loss, output, attribution).
@@ -112,6 +139,8 @@ class Sweep(nn.Module):
 
     def __init__(self, model: nn.Module, criterion: Callable[..., Tensor] | None = None) -> None:
         super().__init__()
+        for error in wrapped(model):
+            raise error
         self.model = model
         self.criterion = criterion
 

@@ -16,6 +16,7 @@ from weakref import finalize, ref
 import torch
 from torch import Tensor, nn
 
+from . import sharded
 from .engine import Tape
 from .inputs import autocasts, to_autocast
 from .layer import Frame
@@ -49,6 +50,12 @@ def _constant(function: Callable[P, R]) -> Callable[P, R]:
 def _in_graph(function: Callable[P, R]) -> Callable[P, R]:
     """A call of the graph that Dynamo does not look into."""
     return cast(Callable[P, R], torch.compiler.allow_in_graph(function))  # type: ignore[no-untyped-call]
+
+
+is_sharded = _constant(sharded.is_sharded)
+_REASON = "FSDP inside a model runs its hooks outside of a graph; where you want one graph, shard xa.Sweep(model) alone"
+gather = torch.compiler.disable(sharded.gather, reason=_REASON)
+release = torch.compiler.disable(sharded.release, reason=_REASON)
 
 
 class _Record:

@@ -19,6 +19,7 @@ from .errors import LayerError, UnsupportedLayerError
 from .layer import Layer
 from .rules.registry import Constant, ModuleRule, Size, Value, rule_of
 from .schedule import Graph, Schedule, Traits, schedule
+from .sharded import check_gathered, is_of_fsdp
 
 Signature = tuple[Any, ...]
 
@@ -189,9 +190,10 @@ def signature_of(modules: list[nn.Module]) -> Signature:
 
 
 def hooked(model: nn.Module, modules: list[nn.Module]) -> Iterator[UnsupportedLayerError]:
-    """An error for every module with hooks."""
+    """An error for every module with hooks that nobody runs; those of FSDP are run around the sweeps."""
     for module in modules:
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        forward = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        if module._backward_hooks or module._backward_pre_hooks or not all(is_of_fsdp(hook) for hook in forward):
             yield UnsupportedLayerError(
                 next(name for name, m in model.named_modules() if m is module),
                 type(module).__name__,
@@ -232,6 +234,7 @@ def bound(program: Program, modules: list[nn.Module], constants: Sequence[Any]) 
                 raise error.at(instruction.name, instruction.kind) from None
             layers.append(named(layer, instruction.name, instruction.kind))
         params.append(tuple([constants[i] for i in instruction.params]) if instruction.params else ())
+    check_gathered(program.instructions, params)
     return BoundProgram(program, layers, params, program.schedule(layers, params))
 
 

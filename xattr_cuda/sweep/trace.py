@@ -42,6 +42,8 @@ from .rules.registry import (
     supported,
 )
 from .rules.shape import piece
+from .tracer import Tracer
+from .wrappers import wrapped
 
 _PIECES = {"chunk", "split", "tensor_split", "unbind", torch.chunk, torch.split, torch.tensor_split, torch.unbind}
 
@@ -54,11 +56,6 @@ class _Pieces:
 
     def __init__(self, node: fx.Node) -> None:
         self.node = node
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return rule_of(type(m)) is not None or super().is_leaf_module(m, module_qualified_name)
 
 
 def _refusal(target: Any, name: str, kind: str) -> LayerError:
@@ -361,6 +358,8 @@ def trace(
     With a list of errors it collects there what it would raise about a layer; the program is of no use then.
     """
     kind = type(model).__name__
+    for error in wrapped(model):
+        raise error
     if rule := rule_of(type(model)):
         return _single(model, modules, rule, inputs)
     if answer := reason_not_homogeneous(model):
@@ -368,7 +367,7 @@ def trace(
     tensors, fixed = _arguments(model, inputs, extras)
     before = [(m, dict(vars(m))) for m in modules]
     try:
-        graph = _Tracer().trace(model, concrete_args=fixed or None)
+        graph = Tracer().trace(model, concrete_args=fixed or None)
         literals = {k: v for k, v in vars(model).items() if k not in before[0][1]}
     except Exception as error:
         raise UnsupportedLayerError(
