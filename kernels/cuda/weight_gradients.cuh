@@ -76,45 +76,37 @@ struct GradientTile {
   }
 };
 
-template <typename T>
-__device__ __forceinline__ Matrix<const T> part_of(const Matrix<const T>& matrix, int64_t row, int column) {
-  return {matrix.values == nullptr ? nullptr : matrix.row(row) + column, matrix.stride};
-}
-
 // The steps of a tile: the rows of the task's chain, then of the own. A stage holds [kStep, kPairRows] of the left
 // factor and [kStep, kColumns] of the right one.
 template <typename T>
 struct PairTiles {
-  Pair<T> task, own;
-  int rows, tall, wide, row = 0;
-  bool at_own;
+  const PairArguments<T>& args;
+  const GradientTile& tile;
+  int row = 0;
+  bool own;
 
   __device__ __forceinline__ PairTiles(const PairArguments<T>& args, const GradientTile& tile)
-      : task{
-            part_of(args.task[tile.layer].left, tile.first, tile.n),
-            part_of(args.task[tile.layer].right, tile.first, tile.k)},
-        own{part_of(args.own[tile.layer].left, tile.first, tile.n),
-            part_of(args.own[tile.layer].right, tile.first, tile.k)},
-        rows(tile.rows),
-        tall(min(args.widths[tile.layer] - tile.n, kPairRows)),
-        wide(min(args.widths[tile.layer - 1] - tile.k, kColumns)),
-        at_own(task.left.values == nullptr) {}
+      : args(args), tile(tile), own(args.task[tile.layer].left.values == nullptr) {}
 
-  __device__ __forceinline__ int chains() const { return (task.left.values != nullptr) + (own.left.values != nullptr); }
-  __device__ __forceinline__ bool done() const { return row >= rows; }
+  __device__ __forceinline__ int chains() const {
+    return (args.task[tile.layer].left.values != nullptr) + (args.own[tile.layer].left.values != nullptr);
+  }
+  __device__ __forceinline__ bool done() const { return row >= tile.rows; }
 
   __device__ __forceinline__ void fetch(T* stage) const {
-    const Matrix<const T>& left = at_own ? own.left : task.left;
-    const Matrix<const T>& right = at_own ? own.right : task.right;
-    const int count = min(rows - row, kStep<T>);
-    Part<T>(left.row(row), left.stride, count, tall).fetch(stage, kPairPitch);
-    Part<T>(right.row(row), right.stride, count, wide).fetch(stage + kStep<T> * kPairPitch, kWidePitch);
+    const Pair<T> pair = own ? args.own[tile.layer] : args.task[tile.layer];
+    const int count = min(tile.rows - row, kStep<T>);
+    const int tall = min(args.widths[tile.layer] - tile.n, kPairRows);
+    const int wide = min(args.widths[tile.layer - 1] - tile.k, kColumns);
+    Part<T>(pair.left.row(tile.first + row) + tile.n, pair.left.stride, count, tall).fetch(stage, kPairPitch);
+    Part<T>(pair.right.row(tile.first + row) + tile.k, pair.right.stride, count, wide)
+        .fetch(stage + kStep<T> * kPairPitch, kWidePitch);
   }
 
   __device__ __forceinline__ void advance() {
     row += kStep<T>;
-    if (row < rows || at_own || own.left.values == nullptr) return;
-    at_own = true;
+    if (row < tile.rows || own || args.own[tile.layer].left.values == nullptr) return;
+    own = true;
     row = 0;
   }
 };

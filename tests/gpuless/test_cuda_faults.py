@@ -37,7 +37,7 @@ FAULTS = {
     ),
     "a mask of the next layer": Fault("perceptron.cuh", "shared.mask(l)) + row", "shared.mask(1)) + row"),
     "fragments in disorder": Fault("tile.cuh", "{a.words[0][0], a.words[1][0],", "{a.words[1][0], a.words[0][0],"),
-    "the task's pairs twice": Fault("weight_gradients.cuh", "    at_own = true;\n", "    own.left.values = nullptr;\n"),
+    "the task's pairs alone": Fault("weight_gradients.cuh", "|| own || args.own", "|| !own || args.own"),
     "a part of another's rows": Fault(
         "weight_gradients.cuh", "(part) * args.part_rows", "(part ? 1 : 0) * args.part_rows"
     ),
