@@ -27,7 +27,7 @@ bool attribute(const AttributeCall& call, Attributed& found) {
   const int64_t rows = call.x.size(0), last = call.net.layers();
   cuda::AttributeArguments<T> args;
   args.net = kernel_network<T>(call.net);
-  const int block_rows = cuda::attribute_rows_of(kernel_device(call.x.device()), args.net, rows);
+  const int block_rows = cuda::choose_rows(kernel_device(call.x.device()), args.net, rows);
   if (block_rows == 0) return false;
   auto& [y, a, bits, h, g] = found;
   y = call.empty(last);

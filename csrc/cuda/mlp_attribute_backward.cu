@@ -1,7 +1,11 @@
-// xattr::mlp_attribute_backward on a GPU: sweeps and weight gradients in one launch, and the sums of its blocks.
+// xattr::mlp_attribute_backward on a GPU, in three launches: the sweeps, the weight gradients of all layers in parts of
+// the batch, and the sums of the parts.
 #include "cuda/mlp_attribute_backward.cuh"
 
+#include "cuda/add_partials.cuh"
+
 #include "cuda/perceptron.h"
+#include "cuda/weight_gradients.cuh"
 
 namespace xattr {
 namespace {
@@ -53,39 +57,69 @@ void limit_sweeps(const BackwardCall& call, cuda::BackwardArguments<T>& args) {
 }
 
 template <typename T>
-void fill_arguments(const BackwardCall& call, cuda::BackwardArguments<T>& args) {
+void fill_arguments(const BackwardCall& call, const GradientsAndEnds& found, cuda::BackwardArguments<T>& args) {
   args.x = kernel_matrix<T>(call.x);
   args.a = kernel_matrix<T>(call.a);
   args.s = kernel_matrix<T>(call.s);
   args.c = kernel_matrix<T>(call.c);
   args.delta = kernel_matrix<T>(call.delta);
+  args.v_end = call.output_tangent ? kernel_values<T>(std::get<1>(found)) : nullptr;
+  args.delta_end = call.input_cotangent ? kernel_values<T>(std::get<2>(found)) : nullptr;
   args.rows = call.rows;
   for (size_t i = 0; i < call.bits.size(); ++i)
     args.bits[i + 1] = static_cast<const uint32_t*>(call.bits[i].const_data_ptr());
-  for (size_t i = 0; i < call.g.size(); ++i) args.g[call.trained[i]] = kernel_matrix<T>(call.g[i]);
-  for (size_t i = 0; i < call.h.size(); ++i) args.h[call.trained[i]] = kernel_matrix<T>(call.h[i]);
   limit_sweeps(call, args);
 }
 
-// Where the gradients of the layers begin in a block's partial ones.
+// The pairs of the trained layers: what the sweeps are to keep, in tensors that live until the launches are made, and
+// what was kept before.
 template <typename T>
-void place_gradients(const BackwardCall& call, cuda::BackwardArguments<T>& args) {
-  std::vector<bool> is_trained(args.net.layers + 1);
-  for (const int64_t l : call.trained) is_trained[l] = true;
-  args.places[0] = args.places[1] = 0;
-  for (int l = 1; l <= args.net.layers; ++l)
-    args.places[l + 1] = args.places[l] + (is_trained[l] ? int64_t{args.net.widths[l]} * args.net.widths[l - 1] : 0);
+cuda::PairArguments<T> pairs_of(const BackwardCall& call, cuda::BackwardArguments<T>& args, Tensors& kept) {
+  cuda::PairArguments<T> pairs;
+  const int last = args.net.layers;
+  pairs.layers = last;
+  pairs.rows = call.rows;
+  std::copy(std::begin(args.net.widths), std::end(args.net.widths), std::begin(pairs.widths));
+  const auto keep = [&](T*& values, int l) -> cuda::Matrix<const T> {
+    const int pitch = cuda::saved_pitch(args.net.widths[l]);
+    kept.push_back(at::empty({call.rows, pitch}, call.net.weight(1).options()));
+    values = kernel_values<T>(kept.back());
+    return {values, pitch};
+  };
+  size_t i = 0;
+  for (int l = 1; l <= last; ++l) {
+    const int N = args.net.widths[l], K = args.net.widths[l - 1];
+    pairs.tiles[l + 1] = pairs.tiles[l];
+    pairs.places[l + 1] = pairs.places[l];
+    if (i == call.trained.size() || call.trained[i] != l) continue;
+    pairs.tiles[l + 1] += cuda::tiles_of(N, K);
+    pairs.places[l + 1] += int64_t{N} * K;
+    if (call.x.defined()) pairs.own[l] = {kernel_matrix<T>(call.g[i]), keep(args.v[l - 1], l - 1)};
+    if (call.delta.defined())
+      pairs.task[l] = {l == last ? args.delta : keep(args.deltas[l], l), kernel_matrix<T>(call.h[i])};
+    ++i;
+  }
+  return pairs;
 }
 
-template <typename T>
-void add_up(const BackwardCall& call, const cuda::BackwardArguments<T>& args, int blocks, const Tensors& gradients) {
+template <class Math, typename T = typename Math::Value>
+void multiply_pairs(const BackwardCall& call, cuda::PairArguments<T>& pairs, const Tensors& gradients) {
+  const auto options = call.net.weight(1).options();
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
+  const int last = pairs.layers;
+  const cuda::Parts parts = cuda::parts_of(kernel_device(options.device()), pairs.tiles[last + 1], call.rows);
+  const at::Tensor partials = at::empty({parts.count, pairs.places[last + 1]}, options.dtype(at::kFloat));
+  pairs.partials = kernel_values<float>(partials);
+  pairs.part_rows = parts.rows;
+  cuda::weight_gradients<Math>(parts, pairs, stream);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
   cuda::ReductionArguments<T> sums;
-  sums.partials = args.partials;
-  sums.blocks = blocks;
-  sums.layers = args.net.layers;
-  std::copy(std::begin(args.places), std::end(args.places), std::begin(sums.places));
+  sums.partials = pairs.partials;
+  sums.parts = parts.count;
+  sums.layers = last;
+  std::copy(std::begin(pairs.places), std::end(pairs.places), std::begin(sums.places));
   for (size_t i = 0; i < gradients.size(); ++i) sums.gradients[call.trained[i]] = kernel_values<T>(gradients[i]);
-  cuda::add_partials(sums, c10::cuda::getCurrentCUDAStream().stream());
+  cuda::add_partials(sums, stream);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
@@ -96,8 +130,8 @@ bool gradients_of(const BackwardCall& call, GradientsAndEnds& found) {
   const auto options = call.net.weight(1).options();
   cuda::BackwardArguments<T> args;
   args.net = kernel_network<T>(call.net);
-  const auto shape = cuda::backward_shape(kernel_device(options.device()), args.net, call.rows);
-  if (shape.rows == 0) return false;
+  const int block_rows = cuda::choose_rows(kernel_device(options.device()), args.net, call.rows);
+  if (block_rows == 0) return false;
   auto& [gradients, v_end, delta_end] = found;
   v_end = call.end(call.output_tangent, call.net.layers());
   delta_end = call.end(call.input_cotangent, 0);
@@ -107,20 +141,12 @@ bool gradients_of(const BackwardCall& call, GradientsAndEnds& found) {
     return true;
   }
   if (gradients.empty() && !call.output_tangent && !call.input_cotangent) return true;
-  fill_arguments(call, args);
-  args.v_end = call.output_tangent ? kernel_values<T>(v_end) : nullptr;
-  args.delta_end = call.input_cotangent ? kernel_values<T>(delta_end) : nullptr;
-  place_gradients(call, args);
-  args.span_rows = shape.span_rows;
-  cuda::place_scratch(args);
-  const int64_t blocks = shape.blocks, weights = args.places[args.net.layers + 1];
-  const at::Tensor scratch = at::empty({blocks, args.scratch_size}, options);
-  const at::Tensor partials = at::empty({blocks, weights}, options.dtype(at::kFloat));
-  args.scratch = kernel_values<T>(scratch);
-  args.partials = kernel_values<float>(partials);
-  cuda::mlp_attribute_backward<Math>(shape, args, c10::cuda::getCurrentCUDAStream().stream());
+  fill_arguments(call, found, args);
+  Tensors kept;
+  auto pairs = pairs_of(call, args, kept);
+  cuda::mlp_attribute_backward<Math>(block_rows, args, c10::cuda::getCurrentCUDAStream().stream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
-  if (!gradients.empty()) add_up(call, args, shape.blocks, gradients);
+  if (!gradients.empty()) multiply_pairs<Math>(call, pairs, gradients);
   return true;
 }
 

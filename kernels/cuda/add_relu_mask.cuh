@@ -17,8 +17,8 @@ __global__ void __launch_bounds__(ElementwiseConfig::kThreads, kBlocks<kSlope>) 
     const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ slope, T* __restrict__ h,
     int32_t* __restrict__ bits, int64_t n, uint32_t row_words, uint32_t words) {
   const auto values = [&](const Span& span) {
-    Vector<T> sum = load<T, kVector<T>>(a + span.offset, span.left);
-    const Vector<T> other = load<T, kVector<T>>(b + span.offset, span.left);
+    Vector<T> sum = load_at(a + span.offset, span);
+    const Vector<T> other = load_at(b + span.offset, span);
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) sum.at[i] = sum_of(sum.at[i], other.at[i]);
     return sum;

@@ -21,7 +21,7 @@ struct ElementwiseConfig {
 
 // Blocks of a multiprocessor at least, which says what registers a thread may have: a vector of slopes takes some more.
 template <int kSlope>
-constexpr int kBlocks = kSlope == kSlopes ? 2 : 3;
+constexpr int kBlocks = kSlope == kSlopes ? 2 : 4;
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int64_t kMostWords = (int64_t{1} << 31) - 4096;  // that a launch counts, some beyond the last included
@@ -40,6 +40,17 @@ __device__ __forceinline__ Span span_of(uint32_t word, int within, int64_t n, ui
 
 __device__ __forceinline__ uint32_t warp_index() {
   return blockIdx.x * (ElementwiseConfig::kThreads / 32) + threadIdx.x / 32;
+}
+
+// The lane's vector at `source`, zeros where there is none.
+template <typename T>
+__device__ __forceinline__ Vector<T> load_at(const T* source, const Span& span) {
+  return span.left > 0 ? load<T, kVector<T>>(source) : Vector<T>{};
+}
+
+template <typename T>
+__device__ __forceinline__ void store_at(T* target, const Span& span, const Vector<T>& values) {
+  if (span.left > 0) store(target, values);
 }
 
 // slope * t, rounded once; zero without a slope.
@@ -61,7 +72,7 @@ struct Factors {
 
   __device__ __forceinline__ Factors(const T* slope, const Span& span) {
     if (kSlope == kOneSlope) of.at[0] = slope[0];
-    if (kSlope == kSlopes) of = load<T, kVector<T>>(slope + span.column, span.left);
+    if (kSlope == kSlopes) of = load_at(slope + span.column, span);
   }
   __device__ __forceinline__ float at(int i) const {
     return kSlope == kNoSlope ? 0.0f : widened(of.at[kSlope == kSlopes ? i : 0]);
@@ -95,7 +106,7 @@ struct Lanes {
   }
 };
 
-// Activation of aligned rows. values(span): the vector of pre-activations there.
+// Activation of rows of whole vectors. values(span): the vector of pre-activations there.
 template <typename T, int kSlope, typename Values>
 __device__ __forceinline__ void activate_vectors(
     const Values& values, const T* slope, T* h, int32_t* bits, int64_t n, uint32_t row_words, uint32_t words) {
@@ -116,11 +127,11 @@ __device__ __forceinline__ void activate_vectors(
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) {
       const T value = z[step].at[i];
-      const bool on = positive<T, kSlope>(value) && i < spans[step].left;
+      const bool on = positive<T, kSlope>(value);
       z[step].at[i] = on ? value : sloped<T, kSlope>(value, factors.at(i));
       word |= static_cast<uint32_t>(on) << i;
     }
-    store(h + spans[step].offset, z[step], spans[step].left);
+    store_at(h + spans[step].offset, spans[step], z[step]);
     word <<= lanes.member * kVector<T>;
 #pragma unroll
     for (int apart = 1; apart < Lanes<T>::kOfWord; apart *= 2) word |= __shfl_xor_sync(kAllLanes, word, apart);
@@ -174,9 +185,7 @@ inline Rows rows_of(Dtype dtype, int64_t rows, int64_t n, SlopeKind kind, bool a
     rows = 1;
   }
   const int64_t row_words = (n + 31) / 32, vector = dtype == Dtype::kFloat ? 4 : 8;
-  return {
-      n, static_cast<uint32_t>(row_words), static_cast<uint32_t>(rows * row_words),
-      aligned && (rows == 1 || n % vector == 0)};
+  return {n, static_cast<uint32_t>(row_words), static_cast<uint32_t>(rows * row_words), aligned && n % vector == 0};
 }
 
 // Blocks of a launch over these rows.

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(ElementwiseConfig::kThreads, kBlocks<kSlope>) 
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     spans[step] = span_of(lanes.word(step), lanes.member * kVector<T>, n, row_words, words);
-    values[step] = load<T, kVector<T>>(t + spans[step].offset, spans[step].left);
+    values[step] = load_at(t + spans[step].offset, spans[step]);
   }
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(ElementwiseConfig::kThreads, kBlocks<kSlope>) 
       const T value = values[step].at[i];
       values[step].at[i] = own >> i & 1 ? value : sloped<T, kSlope>(value, factors.at(i));
     }
-    store(out + spans[step].offset, values[step], spans[step].left);
+    store_at(out + spans[step].offset, spans[step], values[step]);
   }
 }
 

@@ -21,11 +21,6 @@ struct AttributeArguments {
   int64_t rows = 0;
 };
 
-template <typename T>
-inline SharedPlan attribute_plan(const Network<T>& net, int rows) {
-  return shared_plan(net, rows, kStages * kStageSize<T> * static_cast<int>(sizeof(T)));
-}
-
 // The activation of sums z: h_l and m_l into the tile and the mask of layer l.
 template <typename T>
 __device__ __forceinline__ void activate_block(
@@ -126,18 +121,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   store_attribution(args, shared, first, valid);
 }
 
-// Rows of a block, or zero where the network is not served.
-template <typename T>
-int attribute_rows_of(const Device& device, const Network<T>& net, int64_t batch) {
-  return choose_rows(device, batch, [&](int rows) { return attribute_plan(net, rows).bytes; });
-}
-
-// `rows`: of a block, from attribute_rows_of. There is at least one row in the batch; all but the plan is filled in.
+// `rows`: of a block, from choose_rows. There is at least one row in the batch; all but the plan is filled in.
 template <class Math>
 void mlp_attribute(int rows, AttributeArguments<typename Math::Value> args, cudaStream_t stream) {
   for_rows(rows, [&](auto block_rows) {
     auto* kernel = mlp_attribute_kernel<Math, block_rows.value>;
-    args.plan = attribute_plan(args.net, block_rows.value);
+    args.plan = shared_plan(args.net, block_rows.value);
     allow_shared_memory(kernel, args.plan.bytes);
     XATTR_LAUNCH(kernel, blocks_of(args.rows, rows), kThreads, args.plan.bytes, stream, args);
   });

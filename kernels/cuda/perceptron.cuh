@@ -47,10 +47,8 @@ struct SharedPlan {
   int stages = 0, bytes = 0;
 };
 
-// pipeline_bytes: of all stages of all pipelines of the kernel that have the block's memory behind the masks;
-// whole_bytes: of those that have all of it.
 template <typename T>
-inline SharedPlan shared_plan(const Network<T>& net, int rows, int pipeline_bytes, int whole_bytes = 0) {
+inline SharedPlan shared_plan(const Network<T>& net, int rows) {
   SharedPlan plan;
   plan.rows = rows;
   for (int parity = 0; parity < 2; ++parity) {
@@ -66,8 +64,7 @@ inline SharedPlan shared_plan(const Network<T>& net, int rows, int pipeline_byte
   }
   plan.masks_end = plan.bytes;
   plan.stages = round_up(plan.bytes, 16);
-  plan.bytes = plan.stages + pipeline_bytes;
-  plan.bytes = plan.bytes > whole_bytes ? plan.bytes : whole_bytes;
+  plan.bytes = plan.stages + kStages * kStageSize<T> * static_cast<int>(sizeof(T));
   return plan;
 }
 

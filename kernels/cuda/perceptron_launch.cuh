@@ -27,12 +27,12 @@ inline const Chip& chip_of(const Device& device) {
 constexpr int kRowChoices[] = {64, 32, 16};
 
 // Rows of a block: as many as fit, since each block reads all weights once a sweep, but no more than leave a block for
-// each multiprocessor. Zero where not even the fewest fit. bytes(rows): shared memory that a block of so many needs.
-template <class Bytes>
-int choose_rows(const Device& device, int64_t batch, const Bytes& bytes) {
+// each multiprocessor. Zero where not even the fewest fit: the network is not served.
+template <typename T>
+int choose_rows(const Device& device, const Network<T>& net, int64_t batch) {
   int chosen = 0;
   for (const int rows : kRowChoices) {
-    if (bytes(rows) > chip_of(device).shared_bytes) continue;
+    if (shared_plan(net, rows).bytes > chip_of(device).shared_bytes) continue;
     chosen = rows;
     if (batch >= int64_t{rows} * device.processors) break;
   }

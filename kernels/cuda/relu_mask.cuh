@@ -10,7 +10,7 @@ __global__ void __launch_bounds__(ElementwiseConfig::kThreads, kBlocks<kSlope>) 
     const T* __restrict__ z, const T* __restrict__ slope, T* __restrict__ h, int32_t* __restrict__ bits, int64_t n,
     uint32_t row_words, uint32_t words) {
   const auto values = [&](const Span& span) {
-    return load<T, kVector<T>>(z + span.offset, span.left);
+    return load_at(z + span.offset, span);
   };
   activate_vectors<T, kSlope>(values, slope, h, bits, n, row_words, words);
 }

@@ -64,27 +64,6 @@ __device__ __forceinline__ void store(T* target, const Pack<T, kCount>& pack) {
   __stwb(reinterpret_cast<decltype(word)*>(target), word);
 }
 
-// The first `count` elements, zeros behind them.
-template <typename T, int kCount>
-__device__ __forceinline__ Pack<T, kCount> load(const T* source, int64_t count) {
-  if (count >= kCount) return load<T, kCount>(source);
-  Pack<T, kCount> pack{};
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    if (i < count) pack.at[i] = source[i];
-  }
-  return pack;
-}
-
-template <typename T, int kCount>
-__device__ __forceinline__ void store(T* target, const Pack<T, kCount>& pack, int64_t count) {
-  if (count >= kCount) return store(target, pack);
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    if (i < count) target[i] = pack.at[i];
-  }
-}
-
 // Whether a pointer may be read in vectors.
 inline bool aligned(const void* pointer, int bytes = 16) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;

@@ -1,171 +1,168 @@
-// Weight gradients of a span of rows from the values that the sweeps have left, and the sum of what the blocks found.
+// Weight gradients of a perceptron from the pairs of all its trained layers, in one launch:
+// delta_l^T h_{l-1} + g_l^T v_{l-1}, both chains in one accumulation.
+//
+// A block has one tile of one layer's gradient, over one part of the batch. So the tiles of all layers share the
+// multiprocessors, however few one of them has, and a batch is cut into no more parts than keep them busy. A part's
+// sums are its own, and are added in their order (add_partials.cuh): no atomics, the same bits every time.
 #pragma once
 
-#include "cuda/backward_arguments.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/perceptron.cuh"
+#include "cuda/perceptron_launch.cuh"
 
 namespace xattr::cuda {
 
-// The left and the right factor of a layer's gradient, of one chain: cotangents at its output, tangents at its input.
+// The left and the right factor of a layer's gradient, of one chain: cotangents [rows, N_l] at its output, tangents
+// [rows, N_{l-1}] at its input.
 template <typename T>
 struct Pair {
   Matrix<const T> left, right;
 };
 
 template <typename T>
-__device__ __forceinline__ Matrix<const T> readable(const Matrix<T>& matrix) {
-  return {matrix.values, matrix.stride};
-}
+struct PairArguments {
+  int layers = 0;
+  int widths[kMostLayers + 1] = {};
+  Pair<T> task[kMostLayers + 1] = {}, own[kMostLayers + 1] = {};  // by layer; a chain that is absent is null
+  int tiles[kMostLayers + 2] = {};                                // where those of layer l begin, all counted through
+  int64_t places[kMostLayers + 2] = {};                           // where the gradient of layer l begins in a part's
+  float* partials = nullptr;                                      // [parts, places[layers + 1]]
+  int64_t rows = 0;
+  int part_rows = 0;
+};
+
+constexpr int kPairRows = 64;  // of a gradient, and kColumns, that a block computes
+constexpr int kPairPitch = kPairRows + 8;
 
 template <typename T>
-__device__ __forceinline__ Matrix<const T> from_row(const Matrix<const T>& matrix, int64_t row) {
-  return {matrix.row(row), matrix.stride};
+constexpr int kPairStage = kStep<T> * (kPairPitch + kWidePitch);
+
+inline int tiles_of(int N, int K) {
+  return ceil_div(N, kPairRows) * ceil_div(K, kColumns);
 }
 
-template <typename T>
-__device__ __forceinline__ Pair<T> task_pair(const BackwardArguments<T>& args, const RowSpan<T>& span, int l) {
-  const bool top = l == args.net.layers;
-  return {
-      top ? from_row(args.delta, span.first) : readable(span.saved(args.delta_places[l], args.net.widths[l])),
-      from_row(args.h[l], span.first)};
+// How a batch is cut.
+struct Parts {
+  int rows = 0, count = 0;
+};
+
+constexpr int kPartRows = 128;              // at least, so that a part's sums are few beside what they sum
+constexpr int64_t kMostPartRows = 1 << 30;  // which an int counts
+
+// As many parts as give each multiprocessor two blocks, if each has enough rows. There is a row, and a tile.
+inline Parts parts_of(const Device& device, int tiles, int64_t rows) {
+  const int64_t busy = (2 * device.processors + tiles - 1) / tiles, most = (rows + kPartRows - 1) / kPartRows;
+  const int64_t least = (rows + kMostPartRows - 1) / kMostPartRows;
+  int64_t count = busy < most ? busy : most;
+  count = count > least ? count : least;
+  const int part = round_up(static_cast<int>((rows + count - 1) / count), kPartRows / 2);
+  return {part, static_cast<int>((rows + part - 1) / part)};
 }
 
-template <typename T>
-__device__ __forceinline__ Pair<T> own_pair(const BackwardArguments<T>& args, const RowSpan<T>& span, int l) {
-  return {from_row(args.g[l], span.first), readable(span.saved(args.v_places[l - 1], args.net.widths[l - 1]))};
-}
+// A tile of a layer's gradient: rows from n and columns from k on, over `rows` rows of the batch from `first` on.
+struct GradientTile {
+  int layer, n, k, rows;
+  int64_t first;
 
-// The tiles of the pairs in the order in which the gradients need them: for each trained layer and [kPairRows,
-// kColumns] of its gradient, the rows of the task's chain, then of the own. A stage holds [kStep, kPairRows] of the
-// left factor and [kStep, kColumns] of the right one.
+  template <typename T>
+  __device__ __forceinline__ GradientTile(const PairArguments<T>& args, int tile, int part)
+      : layer(1), first(static_cast<int64_t>(part) * args.part_rows) {
+    while (tile >= args.tiles[layer + 1]) ++layer;
+    const int across = ceil_div(args.widths[layer - 1], kColumns), place = tile - args.tiles[layer];
+    n = place / across * kPairRows;
+    k = place % across * kColumns;
+    const int64_t left = args.rows - first;
+    rows = left < args.part_rows ? static_cast<int>(left) : args.part_rows;
+  }
+};
+
+// The steps of a tile: the rows of the task's chain, then of the own. A stage holds [kStep, kPairRows] of the left
+// factor and [kStep, kColumns] of the right one.
 template <typename T>
 struct PairTiles {
-  const BackwardArguments<T>& args;
-  const RowSpan<T>& span;
-  int layer = 0, n = 0, k = 0, row = 0;
-  bool own = false;
+  const PairArguments<T>& args;
+  const GradientTile& tile;
+  int row = 0;
+  bool own;
 
-  __device__ __forceinline__ PairTiles(const BackwardArguments<T>& args, const RowSpan<T>& span)
-      : args(args), span(span), own(args.delta.values == nullptr) {
-    next_layer();
+  __device__ __forceinline__ PairTiles(const PairArguments<T>& args, const GradientTile& tile)
+      : args(args), tile(tile), own(args.task[tile.layer].left.values == nullptr) {}
+
+  __device__ __forceinline__ int chains() const {
+    return (args.task[tile.layer].left.values != nullptr) + (args.own[tile.layer].left.values != nullptr);
   }
-
-  __device__ __forceinline__ bool done() const { return layer > args.net.layers; }
-
-  __device__ __forceinline__ void next_layer() {
-    do ++layer;
-    while (layer <= args.net.layers && args.places[layer] == args.places[layer + 1]);
-  }
+  __device__ __forceinline__ bool done() const { return row >= tile.rows; }
 
   __device__ __forceinline__ void fetch(T* stage) const {
-    const Pair<T> pair = own ? own_pair(args, span, layer) : task_pair(args, span, layer);
-    const int rows = min(span.rows - row, kStep<T>);
-    const int tall = min(args.net.widths[layer] - n, kPairRows), wide = min(args.net.widths[layer - 1] - k, kColumns);
-    Part<T>(pair.left.row(row) + n, pair.left.stride, rows, tall).fetch(stage, kPairPitch);
-    Part<T>(pair.right.row(row) + k, pair.right.stride, rows, wide).fetch(stage + kStep<T> * kPairPitch, kWidePitch);
+    const Pair<T> pair = own ? args.own[tile.layer] : args.task[tile.layer];
+    const int count = min(tile.rows - row, kStep<T>);
+    const int tall = min(args.widths[tile.layer] - tile.n, kPairRows);
+    const int wide = min(args.widths[tile.layer - 1] - tile.k, kColumns);
+    Part<T>(pair.left.row(tile.first + row) + tile.n, pair.left.stride, count, tall).fetch(stage, kPairPitch);
+    Part<T>(pair.right.row(tile.first + row) + tile.k, pair.right.stride, count, wide)
+        .fetch(stage + kStep<T> * kPairPitch, kWidePitch);
   }
 
   __device__ __forceinline__ void advance() {
     row += kStep<T>;
-    if (row < span.rows) return;
+    if (row < tile.rows || own || args.own[tile.layer].left.values == nullptr) return;
+    own = true;
     row = 0;
-    if (!own && args.x.values != nullptr) {
-      own = true;
-      return;
-    }
-    own = args.delta.values == nullptr;
-    k += kColumns;
-    if (k < args.net.widths[layer - 1]) return;
-    k = 0;
-    n += kPairRows;
-    if (n < args.net.widths[layer]) return;
-    n = 0;
-    next_layer();
   }
 };
 
-// out [N, K] (+)= sums, of one block; added to what is there if `begun`.
-__device__ __forceinline__ void add_block(
-    float* out, int N, int K, const float (&sums)[2][4], int row, int column, bool begun) {
+// out [N, K] = sums, of one block.
+__device__ __forceinline__ void store_sums(float* out, int N, int K, const float (&sums)[2][4], int row, int column) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int n = row + row_of(i), k = column + column_of(half, i);
-      if (n >= N || k >= K) continue;
-      float* place = out + static_cast<int64_t>(n) * K + k;
-      *place = begun ? *place + sums[half][i] : sums[half][i];
+      if (n < N && k < K) out[static_cast<int64_t>(n) * K + k] = sums[half][i];
     }
   }
 }
 
-// delta_l^T h_{l-1} + g_l^T v_{l-1} of all trained layers over a span, into the block's partial gradients.
 template <class Math, typename T = typename Math::Value>
-__device__ __forceinline__ void multiply_pairs(
-    const BackwardArguments<T>& args, const RowSpan<T>& span, float* partials, bool begun) {
+__global__ void __launch_bounds__(kThreads, 2) weight_gradients_kernel(const __grid_constant__ PairArguments<T> args) {
   using Mine = Share<kPairRows>;
-  const PairTiles<T> tiles(args, span);
-  Pipeline<T, PairTiles<T>> pairs(tiles, static_cast<T*>(dynamic_shared()), kPairStage<T>);
-  const int chains = (args.delta.values != nullptr) + (args.x.values != nullptr);
-  const int steps = chains * ceil_div(span.rows, kStep<T>), per_chain = ceil_div(span.rows, kStep<T>);
+  const int tiles = args.tiles[args.layers + 1], part = blockIdx.x / tiles;
+  const GradientTile tile(args, blockIdx.x % tiles, part);
+  const int N = args.widths[tile.layer], K = args.widths[tile.layer - 1];
+  const PairTiles<T> steps(args, tile);
+  const int per_chain = ceil_div(tile.rows, kStep<T>), count_steps = steps.chains() * per_chain;
+  Pipeline<T, PairTiles<T>> pairs(steps, static_cast<T*>(dynamic_shared()), kPairStage<T>);
+  float sums[Mine::kDown][Mine::kAcross][2][4] = {};
+  const int left = K - tile.k - Mine::column(), count = left > 0 ? ceil_div(left, Mine::kStride) : 0;
 #pragma unroll 1
-  for (int l = 1; l <= args.net.layers; ++l) {
-    if (args.places[l] == args.places[l + 1]) continue;
-    const int N = args.net.widths[l], K = args.net.widths[l - 1];
-#pragma unroll 1
-    for (int first_n = 0; first_n < N; first_n += kPairRows) {
-#pragma unroll 1
-      for (int first_k = 0; first_k < K; first_k += kColumns) {
-        float sums[Mine::kDown][Mine::kAcross][2][4] = {};
-        const int left = K - first_k - Mine::column(), count = left > 0 ? ceil_div(left, Mine::kStride) : 0;
-#pragma unroll 1
-        for (int step = 0; step < steps; ++step) {
-          const T* stage = pairs.next();
-          const int row = (step < per_chain ? step : step - per_chain) * kStep<T>;
+  for (int step = 0; step < count_steps; ++step) {
+    const T* stage = pairs.next();
+    const int row = (step < per_chain ? step : step - per_chain) * kStep<T>;
 #pragma unroll
-          for (int i = 0; i < kStep<T>; i += kBlock) {
-            if (row + i >= span.rows || first_n + Mine::row() >= N) break;
-            Product<Math, Order::kDepthFirst, Order::kDepthFirst, Mine::kDown, Mine::kAcross>::add(
-                sums, stage + i * kPairPitch + Mine::row(), kPairPitch,
-                stage + kStep<T> * kPairPitch + i * kWidePitch + Mine::column(), kWidePitch, Mine::kStride, count);
-          }
-        }
-#pragma unroll
-        for (int m = 0; m < Mine::kDown; ++m) {
-#pragma unroll
-          for (int n = 0; n < Mine::kAcross; ++n)
-            add_block(
-                partials + args.places[l], N, K, sums[m][n], first_n + Mine::row() + m * kBlock,
-                first_k + Mine::column() + n * Mine::kStride, begun);
-        }
-      }
+    for (int i = 0; i < kStep<T>; i += kBlock) {
+      if (row + i >= tile.rows || tile.n + Mine::row() >= N) break;
+      Product<Math, Order::kDepthFirst, Order::kDepthFirst, Mine::kDown, Mine::kAcross>::add(
+          sums, stage + i * kPairPitch + Mine::row(), kPairPitch,
+          stage + kStep<T> * kPairPitch + i * kWidePitch + Mine::column(), kWidePitch, Mine::kStride, count);
     }
+  }
+  float* out = args.partials + part * args.places[args.layers + 1] + args.places[tile.layer];
+#pragma unroll
+  for (int m = 0; m < Mine::kDown; ++m) {
+#pragma unroll
+    for (int n = 0; n < Mine::kAcross; ++n)
+      store_sums(out, N, K, sums[m][n], tile.n + Mine::row() + m * kBlock, tile.k + Mine::column() + n * Mine::kStride);
   }
 }
 
 template <typename T>
-struct ReductionArguments {
-  const float* partials = nullptr;  // [blocks, places[layers + 1]]
-  int blocks = 0, layers = 0;
-  int64_t places[kMostLayers + 2] = {};
-  T* gradients[kMostLayers + 1] = {};
-};
+constexpr int kPairBytes = kStages * kPairStage<T> * static_cast<int>(sizeof(T));
 
-// The gradients of all layers: the sums of what the blocks found, in their order.
-template <typename T>
-__global__ void __launch_bounds__(kThreads) add_partials_kernel(const __grid_constant__ ReductionArguments<T> args) {
-  const int64_t size = args.places[args.layers + 1], place = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (place >= size) return;
-  float sum = 0.f;
-#pragma unroll 4
-  for (int block = 0; block < args.blocks; ++block) sum += args.partials[block * size + place];
-  int l = 1;
-  while (place >= args.places[l + 1]) ++l;
-  args.gradients[l][place - args.places[l]] = narrowed<T>(sum);
-}
-
-template <typename T>
-void add_partials(const ReductionArguments<T>& args, cudaStream_t stream) {
-  XATTR_LAUNCH(add_partials_kernel<T>, blocks_of(args.places[args.layers + 1], kThreads), kThreads, 0, stream, args);
+// There is a row, and a layer with a gradient. parts: from parts_of.
+template <class Math, typename T = typename Math::Value>
+void weight_gradients(const Parts& parts, const PairArguments<T>& args, cudaStream_t stream) {
+  const int blocks = args.tiles[args.layers + 1] * parts.count;
+  XATTR_LAUNCH(weight_gradients_kernel<Math>, blocks, kThreads, kPairBytes<T>, stream, args);
 }
 
 }  // namespace xattr::cuda

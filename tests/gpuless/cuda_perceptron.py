@@ -13,7 +13,7 @@ from torch import Tensor
 from xattr_cuda.kernels.reference.bits import words
 
 from . import emulator, nvcc, ptx, shim
-from .records import AttributeArguments, BackwardArguments, Record, ReductionArguments
+from .records import AttributeArguments, BackwardArguments, PairArguments, Record, ReductionArguments
 
 MATHS = {
     "fp32": torch.float32,
@@ -34,33 +34,41 @@ void run(const cuemu::Arguments& a) {
 """
 ATTRIBUTE = f"""{_HEAD.replace("HEADER", "mlp_attribute")}
   auto args = cuemu::structure_of<AttributeArguments<MATH::Value>>(a);
-  args.plan = attribute_plan(args.net, ROWS);
+  args.plan = shared_plan(args.net, ROWS);
   auto* kernel = mlp_attribute_kernel<MATH, ROWS>;
   LAUNCH(blocks_of(args.rows, ROWS), args.plan.bytes)
 }}
 """
 BACKWARD = f"""{_HEAD.replace("HEADER", "mlp_attribute_backward")}
   auto args = cuemu::structure_of<BackwardArguments<MATH::Value>>(a);
-  args.plan = backward_plan(args.net, ROWS);
-  const int64_t scratch_size = args.scratch_size;
-  place_scratch(args);
-  if (args.scratch_size != scratch_size) cuemu::die("the scratch has another size in Python");
+  args.plan = shared_plan(args.net, ROWS);
   auto* kernel = mlp_attribute_backward_kernel<MATH, ROWS>;
-  LAUNCH(static_cast<unsigned>(a.integer(a.all.size() - 1)), args.plan.bytes)
+  LAUNCH(blocks_of(args.rows, ROWS), args.plan.bytes)
 }}
 """
-REDUCTION = f"""{_HEAD.replace("HEADER", "weight_gradients")}
+PAIRS = f"""{_HEAD.replace("HEADER", "weight_gradients")}
+  const auto args = cuemu::structure_of<PairArguments<MATH::Value>>(a);
+  auto* kernel = weight_gradients_kernel<MATH>;
+  LAUNCH(args.tiles[args.layers + 1] * blocks_of(args.rows, args.part_rows), kPairBytes<MATH::Value>)
+}}
+"""
+REDUCTION = f"""{_HEAD.replace("HEADER", "add_partials")}
   const auto args = cuemu::structure_of<ReductionArguments<MATH::Value>>(a);
   auto* kernel = add_partials_kernel<MATH::Value>;
   LAUNCH(blocks_of(args.places[args.layers + 1], kThreads), 0)
 }}
 """
-DRIVERS = {"mlp_attribute": ATTRIBUTE, "mlp_attribute_backward": BACKWARD, "weight_gradients": REDUCTION}
+DRIVERS = {
+    "mlp_attribute": ATTRIBUTE,
+    "mlp_attribute_backward": BACKWARD,
+    "weight_gradients": PAIRS,
+    "add_partials": REDUCTION,
+}
 LAUNCH = "#define LAUNCH(grid, shared) cuemu::launch(grid, kThreads, shared, [&] { kernel(args); });\n"
 RECORD = """
 #define LAUNCH(grid, shared) \\
   (void)kernel, std::memcpy(a.pointer<char>(0), &args, sizeof args), \\
-      a.pointer<int64_t>(a.all.size() - 2)[0] = grid, a.pointer<int64_t>(a.all.size() - 2)[1] = shared;
+      a.pointer<int64_t>(a.all.size() - 1)[0] = grid, a.pointer<int64_t>(a.all.size() - 1)[1] = shared;
 """
 """What drivers do in the end: run the kernel, or write down what it would be given."""
 
@@ -74,7 +82,8 @@ void* kernels[] = {KERNELS};
 KERNELS = {
     "mlp_attribute": "mlp_attribute_kernel<MATH, ROWS>",
     "mlp_attribute_backward": "mlp_attribute_backward_kernel<MATH, ROWS>",
-    "weight_gradients": "add_partials_kernel<MATH::Value>",
+    "weight_gradients": "weight_gradients_kernel<MATH>",
+    "add_partials": "add_partials_kernel<MATH::Value>",
 }
 """By header."""
 
@@ -157,19 +166,67 @@ class Attribute:
         return cls(record, (y, a, bits, h, g))
 
 
+class Pairs:
+    """The pairs of the trained layers: memory [rows, pitch] for what the sweeps keep of them, and the tiles."""
+
+    def __init__(self, widths: Sequence[int], trained: Sequence[int], like: Tensor, rows: int) -> None:
+        self.widths, self.trained, self.like, self.rows = widths, trained, like, rows
+        last = len(widths) - 1
+        self.v, self.deltas = [None] * (last + 1), [None] * (last + 1)
+        self.task, self.own = [None] * (last + 1), [None] * (last + 1)
+        self.gradients = by_layer(trained, [poison(widths[k], widths[k - 1], like=like) for k in trained], last)
+
+    def _kept(self, layer: int) -> Tensor:
+        return poison(self.rows, -(-self.widths[layer] // 8) * 8, like=self.like)
+
+    def keep(self, delta: Tensor | None, g: Sequence[Tensor], h: Sequence[Tensor]) -> None:
+        """Of the own chain if there are g, of the task's if there is a delta."""
+        for i, layer in enumerate(self.trained):
+            if g:
+                self.v[layer - 1] = self._kept(layer - 1)
+                self.own[layer] = {"left": matrix(g[i]), "right": matrix(self.v[layer - 1])}
+            if delta is not None:
+                top = layer == len(self.widths) - 1
+                self.deltas[layer] = None if top else self._kept(layer)
+                left = delta if top else self.deltas[layer]
+                self.task[layer] = {"left": matrix(left), "right": matrix(h[i])}
+
+    def records(self, part_rows: int) -> tuple[Record, Record]:
+        """The arguments of the products and of their sums."""
+        last = len(self.widths) - 1
+        sizes = [0 if t is None else t.numel() for t in self.gradients[1:]]
+        tiles = [
+            0 if t is None else -(-n // 64) * -(-k // 128)
+            for t, (k, n) in zip(self.gradients[1:], itertools.pairwise(self.widths), strict=True)
+        ]
+        places = [0, 0, *itertools.accumulate(sizes)]
+        parts = -(-self.rows // part_rows)
+        shared = {"layers": last, "places": places}
+        shared["partials"] = poison(parts, places[-1], like=self.like, dtype=torch.float32)
+        products = Record(
+            PairArguments(),
+            widths=self.widths,
+            task=self.task,
+            own=self.own,
+            tiles=[0, 0, *itertools.accumulate(tiles)],
+            rows=self.rows,
+            part_rows=part_rows,
+            **shared,
+        )
+        return products, Record(ReductionArguments(), parts=parts, gradients=self.gradients, **shared)
+
+
 @dataclass(frozen=True)
 class Backward:
-    """mlp_attribute_backward in two launches: their arguments, and where their results will be."""
+    """mlp_attribute_backward in three launches: their arguments, and where their results will be."""
 
     record: Record
-    reduction: Record | None
+    pairs: Pairs
     results: tuple[list[Tensor], Tensor, Tensor]
 
     @classmethod
     def of(
         cls,
-        blocks: int,
-        span_rows: int,
         x: Tensor | None,
         a: Tensor | None,
         s: Tensor | None,
@@ -188,12 +245,8 @@ class Backward:
         last, widths, rows = len(weights), network["widths"], len(x if x is not None else delta)
         v_end = poison(rows, widths[-1], like=like) if output_tangent else None
         delta_end = poison(rows, widths[0], like=like) if input_cotangent else None
-        saved = [widths[k - 1] for k in trained if x is not None]
-        saved += [widths[k] for k in trained if delta is not None and k < last]
-        size = span_rows * sum(-(-n // 8) * 8 for n in saved)
-        gradients = by_layer(trained, [poison(*weights[k - 1].shape, like=like) for k in trained], last)
-        places = [0, 0, *itertools.accumulate(0 if t is None else t.numel() for t in gradients[1:])]
-        partials = poison(blocks, places[-1], like=like, dtype=torch.float32)
+        pairs = Pairs(widths, trained, like, rows)
+        pairs.keep(delta, g, h)
         record = Record(
             BackwardArguments(),
             net=network,
@@ -201,38 +254,30 @@ class Backward:
             v_end=v_end,
             delta_end=delta_end,
             bits=[None, *bits],
-            g=by_layer(trained[: len(g)], [matrix(t) for t in g], last),
-            h=by_layer(trained[: len(h)], [matrix(t) for t in h], last),
-            scratch=poison(blocks, size, like=like),
-            scratch_size=size,
-            partials=partials,
-            places=places,
+            v=pairs.v,
+            deltas=pairs.deltas,
             rows=rows,
-            span_rows=span_rows,
             up=0 if x is None else last if output_tangent else max(trained, default=1) - 1,
             down=0 if delta is None else last if input_cotangent else last - min(trained, default=last),
         )
-        shared = {"partials": partials, "places": places, "gradients": gradients}
-        reduction = Record(ReductionArguments(), blocks=blocks, layers=last, **shared) if trained else None
         ends = (like.new_empty(0) if end is None else end for end in (v_end, delta_end))
-        return cls(record, reduction, ([gradients[k] for k in trained], *ends))
+        return cls(record, pairs, ([pairs.gradients[k] for k in trained], *ends))
 
 
 @dataclass(frozen=True)
 class OnShim:
-    """The operators by kernels under g++. math: of MATHS; rows, blocks, span_rows: of a launch."""
+    """The operators by kernels under g++. math: of MATHS; rows: of a block; part_rows: of the batch's parts."""
 
     math: str
     rows: int = 32
-    blocks: int = 2
-    span_rows: int = 64
+    part_rows: int = 64
     mode: str = "plain"
     environment: Mapping[str, str] = field(default_factory=dict, hash=False)
     kernels: Path = shim.KERNELS
 
-    def _run(self, header: str, record: Record, *more: int) -> None:
+    def _run(self, header: str, record: Record) -> None:
         text = _filled(LAUNCH + DRIVERS[header], self.math, self.rows)
-        shim.build(text, self.mode, self.kernels).run(*record.for_shim(), *more, environment=self.environment)
+        shim.build(text, self.mode, self.kernels).run(*record.for_shim(), environment=self.environment)
 
     def mlp_attribute(self, *args: Any) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
         """As in kernels/reference."""
@@ -243,23 +288,23 @@ class OnShim:
 
     def mlp_attribute_backward(self, *args: Any) -> tuple[list[Tensor], Tensor, Tensor]:
         """As in kernels/reference."""
-        rows = len(args[0] if args[0] is not None else args[4])
-        blocks = min(self.blocks, -(-rows // self.span_rows))
-        call = Backward.of(blocks, self.span_rows, *args)
-        self._run("mlp_attribute_backward", call.record, blocks)
-        if call.reduction is not None:
-            self._run("weight_gradients", call.reduction)
+        call = Backward.of(*args)
+        self._run("mlp_attribute_backward", call.record)
+        if call.pairs.trained:
+            products, sums = call.pairs.records(self.part_rows)
+            self._run("weight_gradients", products)
+            self._run("add_partials", sums)
         return call.results
 
 
 class Compiled(OnShim):
     """The same by nvcc's PTX for sm_80. The launchers run on the CPU and say what they would launch."""
 
-    def _run(self, header: str, record: Record, *more: int) -> None:
+    def _run(self, header: str, record: Record) -> None:
         structure, *rest = record.for_shim()
         launch = np.zeros(2, np.int64)  # blocks, and bytes of shared memory
         plan = _filled(RECORD + DRIVERS[header], self.math, self.rows)
-        shim.build(plan, kernels=self.kernels).run(structure, *rest, launch, *(more or (0,)))
+        shim.build(plan, kernels=self.kernels).run(structure, *rest, launch)
         record.structure = type(record.structure).from_buffer_copy(structure)
         kernel = _kernel(header, self.math, self.rows, self.kernels)
         emulator.run(kernel, [record], int(launch[0]), shared_bytes=int(launch[1]))

@@ -74,25 +74,36 @@ class BackwardArguments(ctypes.Structure):
         ("v_end", Pointer),
         ("delta_end", Pointer),
         ("bits", by_layer(Pointer)),
-        ("g", by_layer(Matrix)),
-        ("h", by_layer(Matrix)),
-        ("scratch", Pointer),
-        ("v_places", by_layer(ctypes.c_int64)),
-        ("delta_places", by_layer(ctypes.c_int64)),
-        ("scratch_size", ctypes.c_int64),
-        ("partials", Pointer),
-        ("places", ctypes.c_int64 * (MOST_LAYERS + 2)),
+        ("v", by_layer(Pointer)),
+        ("deltas", by_layer(Pointer)),
         ("rows", ctypes.c_int64),
-        ("span_rows", ctypes.c_int32),
         ("up", ctypes.c_int32),
         ("down", ctypes.c_int32),
+    )
+
+
+class Pair(ctypes.Structure):
+    _fields_ = (("left", Matrix), ("right", Matrix))
+
+
+class PairArguments(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.c_int32),
+        ("widths", by_layer(ctypes.c_int32)),
+        ("task", by_layer(Pair)),
+        ("own", by_layer(Pair)),
+        ("tiles", ctypes.c_int32 * (MOST_LAYERS + 2)),
+        ("places", ctypes.c_int64 * (MOST_LAYERS + 2)),
+        ("partials", Pointer),
+        ("rows", ctypes.c_int64),
+        ("part_rows", ctypes.c_int32),
     )
 
 
 class ReductionArguments(ctypes.Structure):
     _fields_ = (
         ("partials", Pointer),
-        ("blocks", ctypes.c_int32),
+        ("parts", ctypes.c_int32),
         ("layers", ctypes.c_int32),
         ("places", ctypes.c_int64 * (MOST_LAYERS + 2)),
         ("gradients", by_layer(Pointer)),

@@ -28,9 +28,7 @@ FAULTS = {
     "a tile that nobody waits for": Fault("pipeline.cuh", "cp_async_wait<kStages - 2>()", "cp_async_wait<kStages>()"),
     "no barrier before a tile": Fault("pipeline.cuh", "    __syncthreads();\n", "", "threads"),
     "u over y": Fault("mlp_attribute.cuh", "__syncthreads();  // y has left the tile that u takes", "", "threads"),
-    "pairs before their span": Fault(
-        "mlp_attribute_backward.cuh", "__syncthreads();  // all of the span", "//", "threads"
-    ),
+    "v_0 over delta": Fault("mlp_attribute_backward.cuh", "__syncthreads();  // the last cotangents", "//", "threads"),
     "a row too many": Fault("rows.cuh", "row < rows ? min(", "row <= rows ? min(", "sanitized"),
     "words that nobody fills": Fault("mlp_attribute.cuh", "shared.mask(1)[i] = 0;", ";"),
     "bits in disorder": Fault("mask.cuh", "spread(nibbles(1)) << 1", "spread(nibbles(1)) << 2"),
@@ -39,16 +37,22 @@ FAULTS = {
     ),
     "a mask of the next layer": Fault("perceptron.cuh", "shared.mask(l)) + row", "shared.mask(1)) + row"),
     "fragments in disorder": Fault("tile.cuh", "{a.words[0][0], a.words[1][0],", "{a.words[1][0], a.words[0][0],"),
-    "sums that begin anew": Fault("weight_gradients.cuh", "begun ? *place + sums", "false ? *place + sums"),
-    "the task's pairs twice": Fault("weight_gradients.cuh", "own = true;\n      return;", "return;"),
+    "the task's pairs alone": Fault("weight_gradients.cuh", "|| own || args.own", "|| !own || args.own"),
+    "a part of another's rows": Fault(
+        "weight_gradients.cuh", "(part) * args.part_rows", "(part ? 1 : 0) * args.part_rows"
+    ),
+    "a part left out": Fault("add_partials.cuh", "int part = 0;", "int part = 1;"),
 }
+
+
+BACKWARD = ("mlp_attribute_backward.cuh", "weight_gradients.cuh", "add_partials.cuh")
 
 
 def check(fault: Fault, kernels: Path) -> None:
     """What the tests of the kernels in a folder would see, where the fault is."""
     environment = shim.ORDERS[1 if fault.mode == "plain" else 0]
-    ops, args = OnShim("bf16", 16, 2, 32, fault.mode, environment, kernels), net((20, 50, 40, 3), 77, torch.bfloat16)
-    if fault.file not in ("mlp_attribute_backward.cuh", "weight_gradients.cuh"):
+    ops, args = OnShim("bf16", 16, 32, fault.mode, environment, kernels), net((20, 50, 40, 3), 77, torch.bfloat16)
+    if fault.file not in BACKWARD:
         assert_sweeps_right(Operators(ops.mlp_attribute, ops.mlp_attribute_backward), args)
     else:
         assert_gradients_right(Operators(OnShim("bf16").mlp_attribute, ops.mlp_attribute_backward), args, "both")

@@ -90,8 +90,9 @@ def test_no_two_threads_race(environment):
     assert_gradients_right(ops, args, "both")
 
 
-def test_a_block_that_takes_several_spans_adds_to_its_sums():
-    assert_gradients_right(on_shim("bf16", blocks=2, span_rows=32), net((20, 33, 2), 150, torch.bfloat16), "both")
+@pytest.mark.parametrize("part_rows", [32, 64, 192])
+def test_the_parts_of_a_batch_add_up(part_rows):
+    assert_gradients_right(on_shim("bf16", part_rows=part_rows), net((20, 33, 2), 150, torch.bfloat16), "both")
 
 
 @pytest.mark.parametrize("present", ["a", "s", "ac", "as"])
@@ -162,16 +163,19 @@ def test_a_row_of_nan_leaves_all_other_rows_alone(math):
 
 
 CHOICE = """
-#include "cuda/backward_arguments.cuh"
+#define XATTR_LAUNCH(...)  // nothing is launched
+#include "cuda/weight_gradients.cuh"
 using namespace xattr::cuda;
 void run(const cuemu::Arguments& a) {
   Network<__half> net;
   const int64_t* widths = a.pointer<int64_t>(0);
   net.layers = static_cast<int>(a.all[0].word / sizeof(int64_t)) - 1;
+  int tiles = 0;
   for (int l = 0; l <= net.layers; ++l) net.widths[l] = static_cast<int>(widths[l]);
+  for (int l = 1; l <= net.layers; ++l) tiles += tiles_of(net.widths[l], net.widths[l - 1]);
   const Device device{static_cast<int>(a.integer(1)), static_cast<int>(a.integer(2))};
-  const BackwardShape shape = backward_shape(device, net, a.integer(3));
-  const int64_t found[] = {shape.rows, shape.span_rows, shape.blocks};
+  const Parts parts = parts_of(device, tiles, a.integer(3));
+  const int64_t found[] = {choose_rows(device, net, a.integer(3)), parts.rows, parts.count};
   std::copy(found, found + 3, a.pointer<int64_t>(4));
 }
 """
@@ -180,16 +184,17 @@ void run(const cuemu::Arguments& a) {
 @pytest.mark.parametrize(
     ("capability", "processors", "batch", "expected"),
     [
-        (80, 108, 100_000, (64, 512, 108)),
-        (80, 108, 2048, (32, 64, 32)),
-        (80, 108, 100, (16, 16, 7)),
-        (86, 84, 100_000, (32, 512, 84)),
-        (89, 128, 1, (16, 16, 1)),
-        (100, 148, 8192, (64, 128, 64)),
-        (120, 170, 8192, (32, 96, 86)),
+        (80, 108, 100_000, (64, 8384, 12)),
+        (80, 108, 2048, (16, 192, 11)),
+        (80, 108, 100, (16, 128, 1)),
+        (86, 84, 100_000, (32, 10048, 10)),
+        (89, 128, 1, (16, 64, 1)),
+        (100, 148, 8192, (32, 512, 16)),
+        (100, 148, 2**33, (64, 505290304, 17)),
     ],
 )
 def test_a_batch_is_shared_by_the_table_of_devices(capability, processors, batch, expected):
+    """118-512-128-32-1 has 18 tiles of gradients, of which each multiprocessor is to have two."""
     found = torch.zeros(3, dtype=torch.int64)
     shim.build(CHOICE).run(torch.tensor([118, 512, 128, 32, 1]), capability, processors, batch, found)
     assert tuple(found.tolist()) == expected
