@@ -36,8 +36,10 @@ def _layers(x: Tensor, weights: Sequence[Tensor]) -> list[int]:
     return [0, *(2 * len(x) * weight.numel() for weight in weights)]
 
 
-def _mlp_attribute(x: Tensor, weights: Sequence[Tensor], *rest: Any, **named: Any) -> int:
-    return 2 * sum(_layers(x, weights))  # forward and attribution
+def _mlp_attribute(
+    x: Tensor, weights: Sequence[Tensor], slopes: Any, u: Tensor | None, *rest: Any, **named: Any
+) -> int:
+    return (1 if u is None else 2) * sum(_layers(x, weights))  # forward, and attribution where there is one
 
 
 def _mlp_attribute_backward(
