@@ -1,0 +1,136 @@
+"""Rows of a batch: those whose attribution is wanted, and the others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .rules.rows import memory_format_of
+
+RowsLike = Tensor | slice | float
+"""Row numbers [R], a mask [B], a slice, or a fraction of the batch to be drawn."""
+
+
+def sample_rows(batch: int, fraction: float, generator: torch.Generator | None = None) -> Tensor:
+    """Numbers of a share of a batch's rows, drawn without replacement, each as likely as another: int64 [R], ascending.
+
+    batch: how many rows there are. fraction: over 0, up to 1; R is fraction * batch, rounded, and at least 1 where
+    there is a row at all. generator: PyTorch's own of its device if None, whose CPU generator None stands for. The
+    result can be handed to `xa.attribute(..., rows=...)`, and tells which rows of a mask or of labels belong to the
+    attribution. A mean over these rows is an unbiased estimate of the mean over the batch.
+    """
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
+        raise TypeError(f"`fraction` is a {type(fraction).__name__}; wanted a number over 0, up to 1")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"`fraction` is {fraction}; wanted a number over 0, up to 1")
+    count = min(batch, max(1, round(fraction * batch)))
+    if count == batch:
+        return torch.arange(batch)
+    device = torch.device("cpu") if generator is None else generator.device
+    return torch.randperm(batch, generator=generator, device=device)[:count].sort().values
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a batch, in an order: numbers [R] and those of the other rows, or a stretch `start` .. `stop`."""
+
+    batch: int
+    start: int = 0
+    stop: int = 0
+    own: Tensor | None = None
+    others: Tensor | None = None
+
+    def take(self, t: Tensor) -> Tensor:
+        """These rows of t [B, ...], differentiable."""
+        return t.narrow(0, self.start, self.stop - self.start) if self.own is None else _selected(t, self.own)
+
+    def leave(self, t: Tensor) -> Tensor:
+        """The others, in the order of the batch."""
+        if self.others is not None:
+            return _selected(t, self.others)
+        if self.start == 0 or self.stop == self.batch:
+            return t[self.stop :] if self.start == 0 else t[: self.start]
+        return torch.cat([t[: self.start], t[self.stop :]])
+
+    def join(self, own: Tensor, others: Tensor) -> Tensor:
+        """The batch again from what `take` and `leave` return, or from what was made of it."""
+        if self.own is not None and self.others is not None:
+            order = torch.cat([self.own, self.others]).to(own.device)
+            places = torch.empty_like(order).scatter_(0, order, torch.arange(self.batch, device=order.device))
+            return torch.cat([own, others]).index_select(0, places)
+        return torch.cat([others[: self.start], own, others[self.start :]])
+
+    @property
+    def all_in_order(self) -> bool:
+        """Whether these are all rows as they are."""
+        return self.own is None and self.stop - self.start == self.batch
+
+
+def _selected(t: Tensor, rows: Tensor) -> Tensor:
+    return t.index_select(0, rows.to(t.device)).contiguous(memory_format=memory_format_of(t))
+
+
+def rows_of(rows: RowsLike, xs: Sequence[Tensor], generator: torch.Generator | None) -> Rows:
+    """The rows of a batch that an argument names. Raises TypeError, ValueError or IndexError with what is wanted."""
+    batch = xs[0].shape[0]
+    for i, x in enumerate(xs):
+        if x.shape[0] != batch:
+            raise ValueError(f"`inputs[{i}]` has {x.shape[0]} rows and `inputs[0]` {batch}; `rows` wants one batch")
+    if generator is not None and not isinstance(rows, float):
+        raise ValueError(
+            f"`generator` draws a fraction of the rows, but `rows` is a {type(rows).__name__}; leave it out"
+        )
+    if isinstance(rows, slice):
+        start, stop, step = rows.indices(batch)
+        if step == 1:
+            return Rows(batch, start, max(start, stop))
+        rows = torch.arange(batch)[start:stop:step] if step > 0 else torch.tensor(range(batch)[rows], dtype=torch.int64)
+    elif isinstance(rows, float):
+        if generator is not None and torch.compiler.is_compiling():
+            raise ValueError(
+                "torch.compile cannot draw from a generator; give `rows=xa.sample_rows(...)`, drawn outside"
+            )
+        rows = sample_rows(batch, rows, generator)
+        if rows.shape[0] == batch:
+            return Rows(batch, 0, batch)
+    elif not isinstance(rows, Tensor):
+        raise TypeError(f"`rows` is a {type(rows).__name__}; wanted row numbers (LongTensor), a slice or a fraction")
+    return _numbered(_numbers(rows, batch), batch)
+
+
+def _numbers(rows: Tensor, batch: int) -> Tensor:
+    """Row numbers of a tensor: int64 [R]."""
+    if rows.dim() != 1:
+        raise ValueError(f"`rows` has shape {list(rows.shape)}; wanted row numbers [R], or a mask [{batch}]")
+    if rows.dtype == torch.bool:
+        if torch.compiler.is_compiling():
+            raise ValueError("within torch.compile the number of rows must be known; give row numbers, not a mask")
+        if rows.shape[0] != batch:
+            raise ValueError(f"`rows` is a mask of {rows.shape[0]} for a batch of {batch}; wanted one entry a row")
+        return rows.nonzero().squeeze(1)
+    if rows.is_floating_point() or rows.is_complex():
+        raise TypeError(f"`rows` has dtype {rows.dtype}; wanted integers, the numbers of rows")
+    return rows.to(torch.int64)
+
+
+def _numbered(own: Tensor, batch: int) -> Rows:
+    """Rows by their numbers, checked."""
+    count = own.shape[0]
+    if count > batch:
+        raise ValueError(f"`rows` has {count} numbers for a batch of {batch}; wanted each row once at most")
+    # Reading the values would stall a GPU, and break a compiled graph: there they are checked when it comes to them.
+    deferred = own.device.type != "cpu" or torch.compiler.is_compiling()
+    in_range = ((own >= 0) & (own < batch)).all()
+    _assure(in_range, deferred, IndexError, f"`rows` holds a number out of range; wanted 0 to {batch - 1}")
+    chosen = torch.zeros(batch, dtype=torch.bool, device=own.device).index_fill(0, own, True)
+    _assure(chosen.sum() == count, deferred, ValueError, "`rows` names a row twice; wanted each once at most")
+    # Sorting keeps the order of equals, and its result has a known size: first the rows that are not chosen.
+    return Rows(batch, own=own, others=torch.argsort(chosen.to(torch.uint8), stable=True)[: batch - count])
+
+
+def _assure(condition: Tensor, deferred: bool, error: type[Exception], message: str) -> None:
+    if deferred:
+        torch._assert_async(condition, message)  # type: ignore[no-untyped-call]
+    elif not condition:
+        raise error(message)
