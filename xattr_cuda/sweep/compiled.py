@@ -10,6 +10,7 @@ is traced or run.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count, islice
+from operator import index
 from typing import Any, ParamSpec, TypeVar, cast
 from weakref import finalize, ref
 
@@ -113,8 +114,9 @@ def _apart(number: int, inputs: tuple[Any, ...], constants: tuple[Any, ...]) -> 
     return treats_apart(bound(record.program, occurrences(model), given), [Like(*x) for x in inputs])
 
 
-def _known(t: Any) -> tuple[tuple[int, ...], torch.dtype] | None:
-    return (tuple(t.shape), t.dtype) if isinstance(t, Tensor) else None
+def _known(sizes: Sequence[int]) -> tuple[int, ...]:
+    """The sizes as numbers that the graph is traced for, where it left them open."""
+    return tuple([index(n) for n in sizes])
 
 
 @_constant
@@ -264,8 +266,9 @@ class CompiledRun:
 
     def treats_samples_apart(self) -> bool:
         """As `Run`'s, found while the graph is traced."""
-        inputs, constants = ([_known(t) for t in tensors] for tensors in (self.xs, self.constants))
-        return _apart(self.number, tuple(inputs), tuple(constants))
+        inputs = tuple([((0, *_known(x.shape[1:])), x.dtype) for x in self.xs])
+        constants = [(_known(c.shape), c.dtype) if isinstance(c, Tensor) else None for c in self.constants]
+        return _apart(self.number, inputs, tuple(constants))
 
     def on(self, xs: list[Tensor]) -> "CompiledRun":
         """The same step on other inputs: rows of these."""

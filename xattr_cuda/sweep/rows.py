@@ -1,7 +1,7 @@
 """Rows of a batch: those whose attribution is wanted, and the others."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,53 +22,70 @@ def sample_rows(batch: int, fraction: float, generator: torch.Generator | None =
     """
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
         raise TypeError(f"`fraction` is a {type(fraction).__name__}; wanted a number over 0, up to 1")
+    return _drawn(batch, fraction, generator)[0]
+
+
+def _drawn(batch: int, fraction: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Numbers of the rows that were drawn and of the others, ascending."""
     if not 0 < fraction <= 1:
-        raise ValueError(f"`fraction` is {fraction}; wanted a number over 0, up to 1")
+        raise ValueError(f"a fraction of rows is {fraction}; wanted a number over 0, up to 1")
     count = min(batch, max(1, round(fraction * batch)))
-    if count == batch:
-        return torch.arange(batch)
     device = torch.device("cpu") if generator is None else generator.device
-    return torch.randperm(batch, generator=generator, device=device)[:count].sort().values
+    order = torch.randperm(batch, generator=generator, device=device)
+    return order[:count].sort().values, order[count:].sort().values
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Some rows of a batch, in an order: numbers [R] and those of the other rows, or a stretch `start` .. `stop`."""
+class Numbers(NamedTuple):
+    """Rows by their numbers."""
+
+    own: Tensor  # [R]
+    others: Tensor  # [B - R]
+    places: Tensor  # where each row of the batch is found in `own` and then `others`, [B]
+
+
+class Rows(NamedTuple):
+    """Some rows of a batch: the stretch start .. stop, or those of `numbers` in their order."""
 
     batch: int
-    start: int = 0
-    stop: int = 0
-    own: Tensor | None = None
-    others: Tensor | None = None
+    start: int
+    stop: int
+    numbers: Numbers | None = None
 
     def take(self, t: Tensor) -> Tensor:
         """These rows of t [B, ...], differentiable."""
-        return t.narrow(0, self.start, self.stop - self.start) if self.own is None else _selected(t, self.own)
+        if self.numbers is None:
+            return t.narrow(0, self.start, self.stop - self.start)
+        return _selected(t, self.numbers.own)
 
     def leave(self, t: Tensor) -> Tensor:
         """The others, in the order of the batch."""
-        if self.others is not None:
-            return _selected(t, self.others)
-        if self.start == 0 or self.stop == self.batch:
-            return t[self.stop :] if self.start == 0 else t[: self.start]
-        return torch.cat([t[: self.start], t[self.stop :]])
+        if self.numbers is not None:
+            return _selected(t, self.numbers.others)
+        if self.start == 0:
+            return t[self.stop :]
+        return t[: self.start] if self.stop == self.batch else torch.cat([t[: self.start], t[self.stop :]])
 
     def join(self, own: Tensor, others: Tensor) -> Tensor:
-        """The batch again from what `take` and `leave` return, or from what was made of it."""
-        if self.own is not None and self.others is not None:
-            order = torch.cat([self.own, self.others]).to(own.device)
-            places = torch.empty_like(order).scatter_(0, order, torch.arange(self.batch, device=order.device))
-            return torch.cat([own, others]).index_select(0, places)
+        """The batch again, from what was made of what `take` and `leave` return."""
+        if self.numbers is not None:
+            return torch.cat([own, others]).index_select(0, self.numbers.places.to(own.device))
         return torch.cat([others[: self.start], own, others[self.start :]])
 
     @property
     def all_in_order(self) -> bool:
         """Whether these are all rows as they are."""
-        return self.own is None and self.stop - self.start == self.batch
+        return self.numbers is None and self.stop - self.start == self.batch
 
 
 def _selected(t: Tensor, rows: Tensor) -> Tensor:
     return t.index_select(0, rows.to(t.device)).contiguous(memory_format=memory_format_of(t))
+
+
+def _numbered(batch: int, own: Tensor, others: Tensor, device: torch.device) -> Rows:
+    own, others = (t.to(device, non_blocking=True) for t in (own, others))
+    order = torch.cat([own, others])
+    places = torch.empty_like(order).scatter_(0, order, torch.arange(batch, device=device))
+    return Rows(batch, 0, 0, Numbers(own, others, places))
 
 
 def rows_of(rows: RowsLike, xs: Sequence[Tensor], generator: torch.Generator | None) -> Rows:
@@ -81,22 +98,20 @@ def rows_of(rows: RowsLike, xs: Sequence[Tensor], generator: torch.Generator | N
         raise ValueError(
             f"`generator` draws a fraction of the rows, but `rows` is a {type(rows).__name__}; leave it out"
         )
+    if isinstance(rows, float):
+        if generator is not None and torch.compiler.is_compiling():
+            raise ValueError("torch.compile draws from no generator; give `rows=xa.sample_rows(...)`, drawn outside")
+        own, others = _drawn(batch, rows, generator)
+        return _numbered(batch, own, others, xs[0].device) if len(others) else Rows(batch, 0, batch)
     if isinstance(rows, slice):
         start, stop, step = rows.indices(batch)
         if step == 1:
             return Rows(batch, start, max(start, stop))
-        rows = torch.arange(batch)[start:stop:step] if step > 0 else torch.tensor(range(batch)[rows], dtype=torch.int64)
-    elif isinstance(rows, float):
-        if generator is not None and torch.compiler.is_compiling():
-            raise ValueError(
-                "torch.compile cannot draw from a generator; give `rows=xa.sample_rows(...)`, drawn outside"
-            )
-        rows = sample_rows(batch, rows, generator)
-        if rows.shape[0] == batch:
-            return Rows(batch, 0, batch)
-    elif not isinstance(rows, Tensor):
+        rows = torch.tensor(range(start, stop, step), dtype=torch.int64)
+    if not isinstance(rows, Tensor):
         raise TypeError(f"`rows` is a {type(rows).__name__}; wanted row numbers (LongTensor), a slice or a fraction")
-    return _numbered(_numbers(rows, batch), batch)
+    own = _numbers(rows, batch)
+    return _numbered(batch, own, _others(own, batch), xs[0].device)
 
 
 def _numbers(rows: Tensor, batch: int) -> Tensor:
@@ -114,8 +129,8 @@ def _numbers(rows: Tensor, batch: int) -> Tensor:
     return rows.to(torch.int64)
 
 
-def _numbered(own: Tensor, batch: int) -> Rows:
-    """Rows by their numbers, checked."""
+def _others(own: Tensor, batch: int) -> Tensor:
+    """The numbers of the other rows, ascending; `own` is checked."""
     count = own.shape[0]
     if count > batch:
         raise ValueError(f"`rows` has {count} numbers for a batch of {batch}; wanted each row once at most")
@@ -126,7 +141,7 @@ def _numbered(own: Tensor, batch: int) -> Rows:
     chosen = torch.zeros(batch, dtype=torch.bool, device=own.device).index_fill(0, own, True)
     _assure(chosen.sum() == count, deferred, ValueError, "`rows` names a row twice; wanted each once at most")
     # Sorting keeps the order of equals, and its result has a known size: first the rows that are not chosen.
-    return Rows(batch, own=own, others=torch.argsort(chosen.to(torch.uint8), stable=True)[: batch - count])
+    return torch.argsort(chosen.to(torch.uint8), stable=True)[: batch - count]
 
 
 def _assure(condition: Tensor, deferred: bool, error: type[Exception], message: str) -> None:
