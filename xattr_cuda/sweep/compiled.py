@@ -35,6 +35,7 @@ from .program import (
     settings_of,
 )
 from .run import Optionals, Run
+from .through import through_outputs
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -112,6 +113,9 @@ def _apart(number: int, inputs: tuple[Any, ...], constants: tuple[Any, ...]) -> 
     assert model is not None
     given = [None if c is None else Like(*c).empty() for c in constants]
     return treats_apart(bound(record.program, occurrences(model), given), [Like(*x) for x in inputs])
+
+
+_through = _in_graph(through_outputs)
 
 
 def _known(sizes: Sequence[int]) -> tuple[int, ...]:
@@ -283,6 +287,10 @@ class CompiledRun:
         """The outputs, differentiable through the task's chain alone, after a forward sweep that has kept its needs."""
         none = [None] * len(self.outputs)
         return self.sweep(none, False, none, None)[0] if self.needs_grad() else self.outputs
+
+    def through(self, loss: Tensor, outputs: Sequence[Tensor], cotangents: Optionals) -> Tensor:
+        """The loss, whose gradient reaches these outputs by their cotangents in it."""
+        return _through(loss, tuple(outputs), tuple(cotangents))
 
     def lowered(self, dtype: torch.dtype) -> "CompiledRun":
         """The step after its forward sweep with all tensors cast, for an own chain alone; its masks are shared."""

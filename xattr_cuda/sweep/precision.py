@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .layer import to_dtype
 from .run import Around, Optionals, Run
-from .through import through_outputs
 
 if TYPE_CHECKING:
     from .compiled import CompiledRun
@@ -56,5 +55,5 @@ class LowerPrecision(Around):
         low = self.run.lowered(self.dtype)
         _, attributions, _ = low.sweep(self._lowered(seeds), one_output, self._lowered(cotangents), None)
         outputs = self.run.task()
-        through = None if loss is None else through_outputs(loss, outputs, seeds)
+        through = None if loss is None else self.run.through(loss, outputs, seeds)
         return outputs, self._returned(attributions), through

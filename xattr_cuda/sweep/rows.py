@@ -72,6 +72,11 @@ class Rows(NamedTuple):
         return torch.cat([others[: self.start], own, others[self.start :]])
 
     @property
+    def count(self) -> int:
+        """How many these are."""
+        return self.stop - self.start if self.numbers is None else self.numbers.own.shape[0]
+
+    @property
     def all_in_order(self) -> bool:
         """Whether these are all rows as they are."""
         return self.numbers is None and self.stop - self.start == self.batch
@@ -82,7 +87,7 @@ def _selected(t: Tensor, rows: Tensor) -> Tensor:
 
 
 def _numbered(batch: int, own: Tensor, others: Tensor, device: torch.device) -> Rows:
-    own, others = (t.to(device, non_blocking=True) for t in (own, others))
+    own, others = own.to(device, non_blocking=True), others.to(device, non_blocking=True)
     order = torch.cat([own, others])
     places = torch.empty_like(order).scatter_(0, order, torch.arange(batch, device=device))
     return Rows(batch, 0, 0, Numbers(own, others, places))
@@ -111,7 +116,10 @@ def rows_of(rows: RowsLike, xs: Sequence[Tensor], generator: torch.Generator | N
     if not isinstance(rows, Tensor):
         raise TypeError(f"`rows` is a {type(rows).__name__}; wanted row numbers (LongTensor), a slice or a fraction")
     own = _numbers(rows, batch)
-    return _numbered(batch, own, _others(own, batch), xs[0].device)
+    if own.shape[0] > batch:
+        raise ValueError(f"`rows` has {own.shape[0]} numbers for a batch of {batch}; wanted each row once at most")
+    own, others = _parted(own, batch)
+    return _numbered(batch, own, others, xs[0].device)
 
 
 def _numbers(rows: Tensor, batch: int) -> Tensor:
@@ -129,22 +137,27 @@ def _numbers(rows: Tensor, batch: int) -> Tensor:
     return rows.to(torch.int64)
 
 
-def _others(own: Tensor, batch: int) -> Tensor:
-    """The numbers of the other rows, ascending; `own` is checked."""
-    count = own.shape[0]
-    if count > batch:
-        raise ValueError(f"`rows` has {count} numbers for a batch of {batch}; wanted each row once at most")
-    # Reading the values would stall a GPU, and break a compiled graph: there they are checked when it comes to them.
-    deferred = own.device.type != "cpu" or torch.compiler.is_compiling()
-    in_range = ((own >= 0) & (own < batch)).all()
-    _assure(in_range, deferred, IndexError, f"`rows` holds a number out of range; wanted 0 to {batch - 1}")
+@torch.library.custom_op("xattr_rows::parted", mutates_args=())
+def _parted(own: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """These rows' numbers, checked, and those of the others, ascending. A compiled graph calls it as it is.
+
+    Reading the values would stall a GPU, which checks them itself when it comes to them.
+    """
+    deferred = own.device.type != "cpu"
+    _assure(((own >= 0) & (own < batch)).all(), deferred, IndexError, f"is out of range; wanted 0 to {batch - 1}")
     chosen = torch.zeros(batch, dtype=torch.bool, device=own.device).index_fill(0, own, True)
-    _assure(chosen.sum() == count, deferred, ValueError, "`rows` names a row twice; wanted each once at most")
+    _assure(chosen.sum() == own.shape[0], deferred, ValueError, "is there twice; wanted each row once at most")
     # Sorting keeps the order of equals, and its result has a known size: first the rows that are not chosen.
-    return torch.argsort(chosen.to(torch.uint8), stable=True)[: batch - count]
+    return own.clone(), torch.argsort(chosen.to(torch.uint8), stable=True)[: batch - own.shape[0]].clone()
+
+
+@_parted.register_fake
+def _(own: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(own), own.new_empty(batch - own.shape[0])
 
 
 def _assure(condition: Tensor, deferred: bool, error: type[Exception], message: str) -> None:
+    message = f"`rows` holds a number that {message}"
     if deferred:
         torch._assert_async(condition, message)  # type: ignore[no-untyped-call]
     elif not condition:

@@ -14,6 +14,7 @@ from .inputs import autocasts, to_autocast
 from .layer import to_dtype
 from .perceptron import Perceptron
 from .program import BoundProgram, bind
+from .through import through_outputs
 
 Optionals = Sequence[Tensor | None]
 
@@ -123,6 +124,10 @@ class Run:
         """The outputs, differentiable through the task's chain alone, after a forward sweep that has kept its needs."""
         none = [None] * len(self.outputs)
         return self.sweep(none, False, none, None)[0] if self.needs_grad() else list(self.outputs)
+
+    def through(self, loss: Tensor, outputs: Sequence[Tensor], cotangents: Optionals) -> Tensor:
+        """The loss, whose gradient reaches these outputs by their cotangents in it."""
+        return through_outputs(loss, outputs, cotangents)
 
     def lowered(self, dtype: torch.dtype) -> "Run":
         """The step after its forward sweep with all tensors cast, for an own chain alone; its masks are shared."""

@@ -35,10 +35,32 @@ def with_options(
 
     if rows is None or rows.all_in_order:
         return lowered(run)
-    if not run.treats_samples_apart():
+    if rows.count == 0:
+        return Unattributed(run)
+    # Not every network takes an empty batch, as the others are if all rows are chosen.
+    if not run.treats_samples_apart() or (rows.count == rows.batch and run.perceptron is None):
         return ChosenOfAll(lowered(run), rows)
     own, others = ([part(x) for x in run.xs] for part in (rows.take, rows.leave))
     return Split(run, lowered(run.on(own)), run.on(others), rows)
+
+
+class Unattributed(Around):
+    """No row attributed: a plain step, and attributions of no rows."""
+
+    run: "Run | CompiledRun"
+
+    def forward(self, keep: bool) -> list[Tensor]:
+        self.plain = self.run.plain()
+        return [y.detach() for y in self.plain]
+
+    def attributions(self, seeds: Optionals, one_output: bool, cotangents: Optionals) -> list[Tensor]:
+        return [x.new_empty(0, *x.shape[1:]) for x in self.xs]
+
+    def sweep(
+        self, seeds: Optionals, one_output: bool, cotangents: Optionals, loss: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+        through = None if loss is None else self.run.through(loss, self.plain, seeds)
+        return self.plain, [x[:0] * 0 for x in self.xs], through
 
 
 class ChosenOfAll(Around):
@@ -93,7 +115,7 @@ class Split(Around):
         take = self.rows.take
         own, attributions, through = self.own.sweep(_each(take, seeds), one_output, _each(take, cotangents), loss)
         if through is not None:
-            through = through_outputs(through, self.plain, _each(self.rows.leave, seeds))
+            through = self.others.through(through, self.plain, _each(self.rows.leave, seeds))
         return self._joined(own, self.plain), attributions, through
 
 
