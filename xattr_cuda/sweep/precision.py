@@ -2,7 +2,15 @@
 
 The forward pass, the task's cotangents and its weight gradients are those of a step without an attribution. The own
 chain runs through a copy of the tape whose parameters are cast; autograd casts their gradients back and adds them to
-the task's.
+the task's. Masks are those of the task's forward pass, so that the error is smaller than a whole step's in the lower
+dtype. Relative errors against float64, median of three draws, of an attribution and of the gradient of its l1 prior:
+
+                                              bfloat16            float16             a step all in bfloat16
+    the paper's perceptron, batch 100         5.3e-3, 1.4e-2      6.4e-4, 3.1e-3      6.9e-2, 5.3e-2
+    a VGG of six convolutions, batch 64       6.6e-3, 3.9e-2      2.8e-3, 2.1e-2      2.0e-1, 2.6e-1
+
+The last is eager double backward; fp32 has 2.3e-7, 1.1e-7 and 1.9e-3, 6.5e-3. In float16 gradients under 6e-8 vanish,
+as those of a mean over a large batch may: bfloat16 has the range of float32.
 """
 
 from collections.abc import Sequence

@@ -72,7 +72,7 @@ class Rows(NamedTuple):
         return torch.cat([others[: self.start], own, others[self.start :]])
 
     @property
-    def count(self) -> int:
+    def chosen(self) -> int:
         """How many these are."""
         return self.stop - self.start if self.numbers is None else self.numbers.own.shape[0]
 

@@ -35,10 +35,10 @@ def with_options(
 
     if rows is None or rows.all_in_order:
         return lowered(run)
-    if rows.count == 0:
+    if rows.chosen == 0:
         return Unattributed(run)
     # Not every network takes an empty batch, as the others are if all rows are chosen.
-    if not run.treats_samples_apart() or (rows.count == rows.batch and run.perceptron is None):
+    if not run.treats_samples_apart() or (rows.chosen == rows.batch and run.perceptron is None):
         return ChosenOfAll(lowered(run), rows)
     own, others = ([part(x) for x in run.xs] for part in (rows.take, rows.leave))
     return Split(run, lowered(run.on(own)), run.on(others), rows)
