@@ -76,7 +76,7 @@ def test_the_task_keeps_its_precision(network):
 @by_network
 def test_the_error_is_within_twice_that_of_double_backward_in_the_lower_dtype(network, low):
     ratios = []
-    for _ in range(5):
+    for _ in range(3):
         model, exact, x, target = drawn(network)
         for m in (model, exact):
             m.eval()
@@ -102,7 +102,7 @@ def test_the_error_is_within_twice_that_of_double_backward_in_the_lower_dtype(ne
     ("build", "sample", "target", "limits"),
     [
         (lambda: xa.models.xmlp([118, 512, 128, 32, 1]), (100, 118), None, (0.011, 0.03)),
-        (lambda: small_vgg(torch.float32), (8, 3, 32, 32), 1, (0.014, 0.08)),
+        (lambda: small_vgg(torch.float32), (3, 3, 32, 32), 1, (0.014, 0.08)),
     ],
     ids=["the paper's", "a small VGG"],
 )
@@ -138,7 +138,7 @@ def test_a_gradient_is_that_of_both_chains(network):
 
 
 @by_network
-@pytest.mark.parametrize("rows", [None, slice(2, 9), torch.tensor([3, 1]), slice(0, 0)])
+@pytest.mark.parametrize("rows", [None, torch.tensor([3, 1]), slice(0, 0)])
 def test_a_loss_is_attributed_likewise(network, rows):
     _, exact, x, _ = drawn(network)
     exact.eval()
