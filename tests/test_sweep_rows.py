@@ -266,6 +266,10 @@ def test_a_fraction_draws_what_sample_rows_draws():
     assert empty.output.shape == (0, 1)
 
 
+def test_the_operator_that_parts_rows_is_one_that_compiled_graphs_may_call():
+    torch.library.opcheck(torch.ops.xattr_rows.parted.default, (torch.tensor([2, 0]), 5))
+
+
 WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "out of range": (torch.tensor([0, 12]), IndexError, "out of range; wanted 0 to 11"),
     "negative": (torch.tensor([-1]), IndexError, "out of range; wanted 0 to 11"),
