@@ -80,5 +80,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "sweep", &xattr::sweep_perceptron, py::call_guard<py::gil_scoped_release>(),
       "The forward and the attribution sweep: as in xattr_cuda/sweep/perceptron_function.py.");
+  m.def(
+      "plain", &xattr::plain_perceptron, py::call_guard<py::gil_scoped_release>(),
+      "The output alone, differentiable: as there.");
   m.def("results", &xattr::perceptron_results, "(output, attribution, loss), differentiable: as there.");
 }

@@ -35,7 +35,7 @@ using Layers = std::vector<int64_t>;
 
 // The operators, by way of the dispatcher: the fastest kernel that the device has.
 using Attribute = std::tuple<at::Tensor, at::Tensor, Tensors, Tensors, Tensors>(
-    const at::Tensor&, at::TensorList, at::ArrayRef<double>, const at::Tensor&, at::IntArrayRef, at::IntArrayRef);
+    const at::Tensor&, at::TensorList, at::ArrayRef<double>, const Optional&, at::IntArrayRef, at::IntArrayRef);
 using AttributeBackward = std::tuple<Tensors, at::Tensor, at::Tensor>(
     const Optional&, const Optional&, const Optional&, const Optional&, const Optional&, at::TensorList,
     at::ArrayRef<double>, at::TensorList, at::TensorList, at::TensorList, at::IntArrayRef, bool, bool);
@@ -87,7 +87,7 @@ struct Kept {
 
 }  // namespace
 
-// (x, cotangent, loss, weights ...) -> (output, attribution, loss).
+// (x, cotangent, loss, weights ...) -> (output, attribution, loss), or to the output alone where nothing is attributed.
 struct PerceptronBackward : public Node {
   using Node::Node;
   enum Input : size_t { kX, kCotangent, kLoss, kWeights };
@@ -204,6 +204,7 @@ variable_list PerceptronBackward::apply(variable_list&& sent) {
     const std::lock_guard<std::mutex> lock(mutex_);
     return restore();
   }();
+  sent.resize(3);                  // nothing is sent into what was not returned
   if (!keep) release_variables();  // now what is kept goes as soon as it has been used
   variable_list found(kWeights + kept.weights.size());
   {
@@ -246,10 +247,25 @@ variable_list PerceptronBackward::apply(variable_list&& sent) {
   return (*error)(std::move(found));
 }
 
+namespace {
+
+const auto& attribute() {
+  static const auto handle = operator_of<Attribute>("xattr::mlp_attribute");
+  return handle;
+}
+
+torch::autograd::edge_list edges_of(
+    const at::Tensor& x, const at::Tensor& cotangent, const at::Tensor& loss, const Tensors& weights) {
+  torch::autograd::edge_list edges = torch::autograd::collect_next_edges(x, cotangent, loss);
+  for (const at::Tensor& weight : weights) edges.push_back(torch::autograd::impl::gradient_edge(weight));
+  return edges;
+}
+
+}  // namespace
+
 PerceptronStep sweep_perceptron(
     const at::Tensor& x, Tensors weights, std::vector<double> slopes, const Optional& u, bool needs_grad,
     bool needs_g0) {
-  static const auto attribute = operator_of<Attribute>("xattr::mlp_attribute");
   PerceptronStep step{std::move(weights), std::move(slopes)};
   const auto last = static_cast<int64_t>(step.weights.size());
   step.one_output = step.weights.back().size(0) == 1;
@@ -266,15 +282,41 @@ PerceptronStep sweep_perceptron(
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   step.u = u ? *u : at::ones({x.size(0), widths.back()}, x.options());
   std::tie(step.y, step.unscaled, step.bits, step.h, step.g) =
-      attribute.call(x, step.weights, step.slopes, step.u, keep_h, step.kept);
+      attribute().call(x, step.weights, step.slopes, step.u, keep_h, step.kept);
   return step;
+}
+
+at::Tensor plain_perceptron(const at::Tensor& x, Tensors weights, std::vector<double> slopes, bool needs_grad) {
+  Layers trained, keep_h;
+  for (int64_t l = 1; needs_grad && l <= static_cast<int64_t>(weights.size()); ++l) {
+    if (!weights[l - 1].requires_grad()) continue;
+    trained.push_back(l);
+    if (l > 1) keep_h.push_back(l - 1);
+  }
+  at::Tensor y;
+  Kept kept;
+  {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    at::Tensor attribution;
+    Tensors g;
+    std::tie(y, attribution, kept.bits, kept.h, g) =
+        attribute().call(x, weights, slopes, std::nullopt, keep_h, Layers());
+  }
+  if (!needs_grad) return y;
+  auto node = make_node<PerceptronBackward>(edges_of(x, {}, {}, weights));
+  if (!trained.empty() && trained.front() == 1) kept.x = x;
+  kept.weights = std::move(weights);
+  node->save(std::move(kept));
+  node->slopes = std::move(slopes);
+  node->trained = std::move(trained);
+  torch::autograd::set_history(y, node);
+  return y;
 }
 
 std::tuple<at::Tensor, at::Tensor, Optional> perceptron_results(
     PerceptronStep& step, const at::Tensor& x, const Optional& cotangent, const Optional& loss) {
   torch::autograd::edge_list edges =
-      torch::autograd::collect_next_edges(x, cotangent.value_or(at::Tensor()), loss.value_or(at::Tensor()));
-  for (const at::Tensor& weight : step.weights) edges.push_back(torch::autograd::impl::gradient_edge(weight));
+      edges_of(x, cotangent.value_or(at::Tensor()), loss.value_or(at::Tensor()), step.weights);
   const bool needs_cotangent = edges[PerceptronBackward::kCotangent].is_valid();
   auto node = make_node<PerceptronBackward>(std::move(edges));
 

@@ -36,4 +36,8 @@ std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>> perceptron_results
     PerceptronStep& step, const at::Tensor& x, const std::optional<at::Tensor>& cotangent,
     const std::optional<at::Tensor>& loss);
 
+// The output alone, differentiable if needs_grad: a step without an attribution.
+at::Tensor plain_perceptron(
+    const at::Tensor& x, std::vector<at::Tensor> weights, std::vector<double> slopes, bool needs_grad);
+
 }  // namespace xattr

@@ -18,7 +18,7 @@ from xattr_cuda.bench.problem import pose
 from xattr_cuda.ops import SCHEMAS
 from xattr_cuda.training.errors import UserError
 
-EVERYONE = frozenset({"base", "compiled", "sampled", "floor"})
+EVERYONE = frozenset({"base", "share", "compiled", "sampled", "floor"})
 
 
 def _convnet(dtype):
@@ -151,6 +151,7 @@ def test_quantiles_and_ratios_of_rounds():
     assert found["plain"].ratios == (1, 1, 1)
 
 
+QUARTER = ("plain", "attribute, rows=1/4")
 KNOWN = {  # FLOPs of `attribute` over those of the plain step
     "paper": 1.58, "image-1": 1.47, "image-10": 2.10, "narrow": 1.50, "survival": 1.39,
     "small-vgg": 2.00, "xresnet18": 2.02, "xvgg16": 2.00,
@@ -159,17 +160,29 @@ KNOWN = {  # FLOPs of `attribute` over those of the plain step
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_counted_flops_are_those_of_the_formula(name):
-    p = pose(STEPS[name], batch=2)
+    p = pose(STEPS[name], batch=4)
     layers = count.layer_flops(p)
     if p.widths:
-        assert layers == count.perceptron_flops(p.widths, 2)
-    names = ["plain", "attribute", "attribute_loss"]
+        assert layers == count.perceptron_flops(p.widths, 4)
+    names = ["plain", "attribute", "attribute_loss", "attribute, rows=1/4"]
     counts = count.add_counts(p, {name: CONTESTANTS[name].make(p) for name in names})
     assert counts["plain"]["flops"] == 3 * sum(layers) - layers[0]
     assert count.floor(layers, p.chains) == pytest.approx(KNOWN[name], abs=0.006)
     assert counts["attribute"]["flops ratio"] == pytest.approx(count.floor(layers, p.chains), abs=0.005)
     assert counts["attribute_loss"]["flops ratio"] == pytest.approx(count.floor(layers, 1), abs=0.005)
+    assert counts["attribute, rows=1/4"]["flops ratio"] == pytest.approx(count.floor(layers, p.chains, 0.25), abs=0.005)
     assert counts["attribute"]["launches"] > 0
+
+
+def test_a_quarter_of_the_rows_costs_a_quarter_of_a_forward_more_than_a_plain_step():
+    case = STEPS["deep"]
+    layers = count.perceptron_flops(case.widths, case.batch)
+    found = count.add_counts(pose(case, batch=64), {n: CONTESTANTS[n].make(pose(case, batch=64)) for n in QUARTER})
+    assert found["attribute, rows=1/4"]["flops ratio"] == pytest.approx(count.floor(layers, 1, 0.25), abs=0.005)
+    first = 0.25 * layers[0] / count.plain_flops(layers)
+    assert count.floor(layers, 1, 0.25) == pytest.approx(
+        1 + 0.25 * sum(layers) / count.plain_flops(layers) + first, abs=1e-3
+    )
 
 
 def test_flops_are_those_of_pytorchs_counter():

@@ -164,7 +164,7 @@ def test_the_command_reports_and_keeps_its_figures(tmp_path):
     assert "threads: 1" in process.stdout
     assert "least FLOPs over plain: one chain 1.58x" in process.stdout
     content = json.loads((tmp_path / "o" / "bench.json").read_text())
-    names = {"plain", "double backward", "attribute", "attribute_loss", "bare products"}
+    names = {"plain", "double backward", "attribute", "attribute_loss", "attribute, rows=1/4", "bare products"}
     assert_schema(content, ["paper"], names)
     assert content["machine"]["threads"] == 1
     assert content["cases"]["paper"]["results"]["attribute"]["flops ratio"] == pytest.approx(1.58, abs=0.01)

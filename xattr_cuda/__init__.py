@@ -31,6 +31,7 @@ from .sweep import (
     attribute_loss,
     not_homogeneous,
     register_rule,
+    sample_rows,
     unsupported,
 )
 
@@ -62,6 +63,7 @@ __all__ = [
     "ops",
     "priors",
     "register_rule",
+    "sample_rows",
     "unsupported",
     "use_backend",
 ]

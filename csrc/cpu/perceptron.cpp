@@ -53,14 +53,17 @@ void check_layers(const char* op, const char* name, at::IntArrayRef layers, int6
 }
 
 Perceptron checked_attribute(
-    const char* op, const at::Tensor& x, at::TensorList weights, at::ArrayRef<double> slopes, const at::Tensor& u,
-    at::IntArrayRef keep_h, at::IntArrayRef keep_g) {
+    const char* op, const at::Tensor& x, at::TensorList weights, at::ArrayRef<double> slopes,
+    const std::optional<at::Tensor>& u, at::IntArrayRef keep_h, at::IntArrayRef keep_g) {
   check_values(op, "x", x);
   Perceptron net = checked_perceptron(op, x, weights, slopes);
   check_matrix(op, "x", x, net, x.size(0), net.width(0));
-  check_matrix(op, "u", u, net, x.size(0), net.width(net.layers()));
+  if (u) check_matrix(op, "u", *u, net, x.size(0), net.width(net.layers()));
   check_layers(op, "keep_h", keep_h, 1, net.layers() - 1);
   check_layers(op, "keep_g", keep_g, 0, net.layers() - 1);
+  TORCH_CHECK_VALUE(
+      u || keep_g.empty(), "xattr::", op, ": `keep_g` is ", keep_g,
+      "; wanted none, since `u` is None and no g is swept");
   return net;
 }
 

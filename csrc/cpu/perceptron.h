@@ -47,8 +47,8 @@ void check_layers(const char* op, const char* name, at::IntArrayRef layers, int6
 // The network of mlp_attribute and of mlp_attribute_backward, whose arguments are checked with it; of the latter's, the
 // matrices of the chains are left to who reads them.
 Perceptron checked_attribute(
-    const char* op, const at::Tensor& x, at::TensorList weights, at::ArrayRef<double> slopes, const at::Tensor& u,
-    at::IntArrayRef keep_h, at::IntArrayRef keep_g);
+    const char* op, const at::Tensor& x, at::TensorList weights, at::ArrayRef<double> slopes,
+    const std::optional<at::Tensor>& u, at::IntArrayRef keep_h, at::IntArrayRef keep_g);
 Perceptron checked_backward(
     const char* op, const std::optional<at::Tensor>& x, const std::optional<at::Tensor>& a,
     const std::optional<at::Tensor>& s, const std::optional<at::Tensor>& delta, at::TensorList weights,

@@ -32,6 +32,10 @@ Attributed by_layers(
   }
   found.y = matmul_mask(h, net.weight(last).t(), std::nullopt, std::nullopt);
   h.reset();
+  if (!u.defined()) {
+    found.attribution = at::empty({0}, x.options());
+    return found;
+  }
   at::Tensor g = u;
   for (int64_t l = last; l >= 1; --l) {
     g = cotangent_of(net, l, g, found.bits);
@@ -65,34 +69,37 @@ Attributed by_tiles(
     const Perceptron& net, const SweepPlan& plan, const at::Tensor& x, const at::Tensor& u, at::IntArrayRef keep_h,
     at::IntArrayRef keep_g) {
   const int64_t batch = x.size(0), last = net.layers(), inputs = net.width(0);
-  Attributed found{
-      at::empty({batch, net.width(last)}, x.options()), at::empty({batch, inputs}, x.options()), {}, {}, {}};
+  const at::Tensor attribution = u.defined() ? at::empty({batch, inputs}, x.options()) : at::empty({0}, x.options());
+  Attributed found{at::empty({batch, net.width(last)}, x.options()), attribution, {}, {}, {}};
   for (int64_t l = 1; l < last; ++l) {
     found.bits.push_back(at::empty({batch, words_of(net.width(l))}, x.options().dtype(at::kInt)));
   }
   Tensors hs = kept_by_layer(net, keep_h, x, found.h), gs = kept_by_layer(net, keep_g, x, found.g);
   hs.push_back(found.y);
   const LayerRange all{1, last};
-  for_tiles(net, plan, all, all, [&](const TileSweeps& sweeps, int64_t, int64_t begin, int64_t end) {
-    const int64_t rows = end - begin;
-    Rows h = sweeps.load(x, begin, rows, sweeps.buffer(0));
-    for (int64_t l = 1; l <= last; ++l) {
-      const Rows out = sweeps.place(hs[l], begin, sweeps.buffer(l));
-      sweeps.forward(l, rows, h, out, mask_rows(found.bits, l, begin));
-      sweeps.store(out, hs[l], begin, rows);
-      h = out;
-    }
-    Rows g = sweeps.load(u, begin, rows, sweeps.buffer(last));
-    for (int64_t l = last; l >= 1; --l) {
-      const Rows out = sweeps.place(gs[l - 1], begin, sweeps.buffer(l - 1));
-      sweeps.cotangent(l, rows, g, out, mask_rows(found.bits, l - 1, begin));
-      sweeps.store(out, gs[l - 1], begin, rows);
-      g = out;
-    }
-    const Rows a = sweeps.place(found.attribution, begin, sweeps.partner());
-    multiply(rows, inputs, sweeps.load(x, begin, rows, sweeps.spare()), g, a);
-    sweeps.store(a, found.attribution, begin, rows);
-  });
+  for_tiles(
+      net, plan, all, u.defined() ? all : LayerRange{},
+      [&](const TileSweeps& sweeps, int64_t, int64_t begin, int64_t end) {
+        const int64_t rows = end - begin;
+        Rows h = sweeps.load(x, begin, rows, sweeps.buffer(0));
+        for (int64_t l = 1; l <= last; ++l) {
+          const Rows out = sweeps.place(hs[l], begin, sweeps.buffer(l));
+          sweeps.forward(l, rows, h, out, mask_rows(found.bits, l, begin));
+          sweeps.store(out, hs[l], begin, rows);
+          h = out;
+        }
+        if (!u.defined()) return;
+        Rows g = sweeps.load(u, begin, rows, sweeps.buffer(last));
+        for (int64_t l = last; l >= 1; --l) {
+          const Rows out = sweeps.place(gs[l - 1], begin, sweeps.buffer(l - 1));
+          sweeps.cotangent(l, rows, g, out, mask_rows(found.bits, l - 1, begin));
+          sweeps.store(out, gs[l - 1], begin, rows);
+          g = out;
+        }
+        const Rows a = sweeps.place(found.attribution, begin, sweeps.partner());
+        multiply(rows, inputs, sweeps.load(x, begin, rows, sweeps.spare()), g, a);
+        sweeps.store(a, found.attribution, begin, rows);
+      });
   return found;
 }
 
@@ -103,7 +110,7 @@ Attributed attribute_perceptron(
   const PlainDispatch plain;
   const SweepPlan plan = net.plan(x.size(0));
   if (!plan.tiles) return by_layers(net, x, u, keep_h, keep_g);
-  return by_tiles(net, plan, row_major(x), row_major(u), keep_h, keep_g);
+  return by_tiles(net, plan, row_major(x), u.defined() ? row_major(u) : u, keep_h, keep_g);
 }
 
 }  // namespace xattr

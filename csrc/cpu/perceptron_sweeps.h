@@ -17,6 +17,7 @@ struct Attributed {
   Tensors bits, h, g;  // the masks of the hidden layers; what was to be kept
 };
 
+// u: undefined for the forward sweep alone, whose attribution is empty.
 Attributed attribute_perceptron(
     const Perceptron& net, const at::Tensor& x, const at::Tensor& u, at::IntArrayRef keep_h, at::IntArrayRef keep_g);
 

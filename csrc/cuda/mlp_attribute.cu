@@ -51,22 +51,22 @@ bool attribute(const AttributeCall& call, Attributed& found) {
 }
 
 Attributed mlp_attribute(
-    const at::Tensor& x, at::TensorList weights, at::ArrayRef<double> slopes, const at::Tensor& u,
+    const at::Tensor& x, at::TensorList weights, at::ArrayRef<double> slopes, const std::optional<at::Tensor>& u,
     at::IntArrayRef keep_h, at::IntArrayRef keep_g) {
   const char* op = "mlp_attribute";
   const Perceptron net = checked_attribute(op, x, weights, slopes, u, keep_h, keep_g);
   Attributed found;
-  const Way way = way_of(net, x);
+  const Way way = u ? way_of(net, x) : Way::kBelow;  // a forward sweep alone is left to the layers
   if (way == Way::kKernels) {
     const c10::cuda::CUDAGuard guard(x.device());
-    const AttributeCall call{net, row_major(x), row_major(u), keep_h, keep_g};
+    const AttributeCall call{net, row_major(x), row_major(*u), keep_h, keep_g};
     bool served = false;
     cuda::for_math(kernel_dtype(x.scalar_type()), rounds_to_tf32(), [&](auto math) {
       served = attribute<decltype(math)>(call, found);
     });
     if (served) return found;
   }
-  if (way != Way::kBelow) return attribute_by_layers(net, x, u, keep_h, keep_g);
+  if (way != Way::kBelow) return attribute_by_layers(net, x, *u, keep_h, keep_g);
   static const auto below = layer_below<decltype(mlp_attribute)>(op);
   return below.call(x, weights, slopes, u, keep_h, keep_g);
 }

@@ -17,16 +17,18 @@ def mlp_attribute(
     x: Tensor,
     weights: Sequence[Tensor],
     slopes: Sequence[float],
-    u: Tensor,
+    u: Tensor | None,
     keep_h: Sequence[int],
     keep_g: Sequence[int],
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     """The forward and the attribution sweep (section 2 of the design).
 
     x: [B, N_0]; weights: W_l [N_l, N_{l-1}] for l = 1 .. L; slopes: of the L - 1 activations between them, 0 for ReLU;
-    u: [B, N_L], the output's cotangent. keep_h, keep_g: which values to return, ascending: 1 .. L - 1 and 0 .. L - 1.
-    Returns y [B, N_L]; the attribution x * g_0 [B, N_0]; bits, the masks m_l, int32 [B, ceil(N_l / 32)] for
-    l = 1 .. L - 1; the h_l of keep_h, [B, N_l]; and the masked cotangents g_l of keep_g, [B, N_l].
+    u: [B, N_L], the output's cotangent, or None for the forward sweep alone. keep_h, keep_g: which values to return,
+    ascending: 1 .. L - 1 and 0 .. L - 1.
+    Returns y [B, N_L]; the attribution x * g_0 [B, N_0], without u a tensor [0]; bits, the masks m_l, int32
+    [B, ceil(N_l / 32)] for l = 1 .. L - 1; the h_l of keep_h, [B, N_l]; and the masked cotangents g_l of keep_g,
+    [B, N_l], of which there are none without u.
     """
     last = len(weights)
     h: list[Tensor] = [x]
@@ -36,6 +38,8 @@ def mlp_attribute(
         h.append(out)
         bits.append(mask)
     y = h[-1] @ weights[-1].T
+    if u is None:
+        return y, x.new_empty(0), bits, [h[k] for k in keep_h], []
     g: list[Tensor] = [u] * (last + 1)  # g[l] at the output of layer l
     for k in range(last, 0, -1):
         masked = (bits[k - 2], slope_tensor(slopes[k - 2], x)) if k > 1 else ()

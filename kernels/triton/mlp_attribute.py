@@ -114,11 +114,13 @@ def mlp_attribute(
     x: Tensor,
     weights: Sequence[Tensor],
     slopes: Sequence[float],
-    u: Tensor,
+    u: Tensor | None,
     keep_h: Sequence[int],
     keep_g: Sequence[int],
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     """Shapes and meaning: the reference's. Networks that one launch does not serve go layer by layer."""
+    if u is None:
+        return NotImplemented  # type: ignore[no-any-return]  # a forward sweep alone has no kernel of its own
     if not perceptron.serves(weights):
         return layers.attribute(x, weights, slopes, u, keep_h, keep_g)
     batch, last = len(x), len(weights)

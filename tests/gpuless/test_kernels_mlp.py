@@ -143,6 +143,11 @@ def test_what_is_kept_changes_nothing_else(keep):
     assert all(torch.equal(got, g[k]) for got, k in zip(g2, keep[1], strict=True))
 
 
+def test_a_forward_sweep_alone_is_left_to_the_reference():
+    args = net("ragged", torch.bfloat16)
+    assert kernels.mlp_attribute(*args[:3], None, [1], []) is NotImplemented
+
+
 @by_chains
 @pytest.mark.parametrize("trained", [[], [1], [3], [1, 3]], ids=str)
 def test_layers_that_are_not_trained_change_no_other_result(trained, chains):

@@ -20,9 +20,10 @@ Loss = Callable[[Problem], Tensor]
 class Contestant:
     """How a step is taken.
 
-    words: one line about it. group: `base` always takes part; `compiled` and `sampled` when asked for; `floor` where it
-    can. make: from a problem to the step. reference: a function from a problem to the loss whose eager gradients this
-    step must have, None where there is none (its attribution is random). prior: whether it trains with a prior.
+    words: one line about it. group: `base` always takes part, and `share` in a whole benchmark; `compiled` and
+    `sampled` when asked for; `floor` where it can. make: from a problem to the step. reference: a function from a
+    problem to the loss whose eager gradients this step must have, None where there is none (its attribution is random).
+    prior: whether it trains with a prior.
     """
 
     words: str
@@ -64,6 +65,17 @@ def double_backward_of_the_loss(p: Problem) -> Tensor:
     return p.penalised(loss, p.x * gradient)
 
 
+def quarter(p: Problem) -> slice:
+    """The first quarter of the batch's rows, one at least."""
+    return slice(0, max(1, len(p.x) // 4))
+
+
+def double_backward_loss_of_a_quarter(p: Problem) -> Tensor:
+    """The same with the attribution of a quarter of the rows; the output's loss is that of all: []."""
+    output, attribution = double_backward(p)
+    return p.penalised(p.criterion(output, p.truth), attribution[quarter(p)])
+
+
 def functional_loss(p: Problem) -> Tensor:
     """The gradient in the input by torch.func.grad, which torch.compile can trace: []."""
 
@@ -78,6 +90,12 @@ def functional_loss(p: Problem) -> Tensor:
 def attribute_sweep_loss(p: Problem) -> Tensor:
     """The attribution of the target's output by sweeps: []."""
     output, attribution = sweeps(p)
+    return p.penalised(p.criterion(output, p.truth), attribution)
+
+
+def attribute_sweep_loss_of_a_quarter(p: Problem) -> Tensor:
+    """The attribution of a quarter of the rows by sweeps: []."""
+    output, attribution = attribute(p.model, p.x, p.target, rows=quarter(p))
     return p.penalised(p.criterion(output, p.truth), attribution)
 
 
@@ -226,6 +244,8 @@ CONTESTANTS: dict[str, Contestant] = {
                             eager(attribute_sweep_loss), double_backward_loss),
     "attribute_loss": Contestant("xa.attribute_loss: the attribution of the loss, always one chain", "base",
                                  eager(attribute_loss_sweep_loss), double_backward_of_the_loss),
+    "attribute, rows=1/4": Contestant("xa.attribute of a quarter of the rows, the output of all", "share",
+                                      eager(attribute_sweep_loss_of_a_quarter), double_backward_loss_of_a_quarter),
     "compiled plain": Contestant("no prior, torch.compile", "compiled", compiled(plain_loss), plain_loss, prior=False),
     "compiled func.grad": Contestant("the prior by torch.func.grad inside torch.compile", "compiled",
                                      compiled(functional_loss), double_backward_loss),

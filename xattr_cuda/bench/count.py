@@ -36,8 +36,10 @@ def _layers(x: Tensor, weights: Sequence[Tensor]) -> list[int]:
     return [0, *(2 * len(x) * weight.numel() for weight in weights)]
 
 
-def _mlp_attribute(x: Tensor, weights: Sequence[Tensor], *rest: Any, **named: Any) -> int:
-    return 2 * sum(_layers(x, weights))  # forward and attribution
+def _mlp_attribute(
+    x: Tensor, weights: Sequence[Tensor], slopes: Any, u: Tensor | None, *rest: Any, **named: Any
+) -> int:
+    return (1 if u is None else 2) * sum(_layers(x, weights))  # forward, and attribution where there is one
 
 
 def _mlp_attribute_backward(
@@ -207,19 +209,20 @@ def plain_flops(layers: list[int]) -> int:
     return 3 * sum(layers) - layers[0]
 
 
-def least_flops(layers: list[int], chains: int) -> int:
-    """FLOPs of a step with a prior in one chain or two, from the FLOPs of the layers.
+def least_flops(layers: list[int], chains: int, share: float = 1.0) -> int:
+    """FLOPs of a step with a prior in one chain or two on a share of the batch, from the FLOPs of the layers.
 
     Design section 2: forward, attribution, tangent and weight gradient; two chains add the cotangent sweep and a second
     weight gradient. No step needs a cotangent of the first layer's input, or a tangent of the output.
     """
     total, first, last = sum(layers), layers[0], layers[-1]
-    return 4 * total - last if chains == 1 else 6 * total - first - last
+    own = 4 * total - last if chains == 1 else 6 * total - first - last
+    return round(share * own + (1 - share) * plain_flops(layers))
 
 
-def floor(layers: list[int], chains: int) -> float:
+def floor(layers: list[int], chains: int, share: float = 1.0) -> float:
     """The least FLOPs of a step with a prior over those of a plain one."""
-    return least_flops(layers, chains) / plain_flops(layers)
+    return least_flops(layers, chains, share) / plain_flops(layers)
 
 
 def add_counts(p: Problem, steps: Mapping[str, Step]) -> dict[str, dict[str, float]]:

@@ -14,7 +14,7 @@ from .problem import pose
 
 def groups(compiled: bool, sampled: bool, everything: bool) -> frozenset[str]:
     """Groups of contestants by what was asked for."""
-    found = {"base", "floor"}
+    found = {"base", "share", "floor"}
     if compiled or everything:
         found.add("compiled")
     if sampled or everything:
@@ -61,7 +61,11 @@ def add_counts(m: Measurement, case: Case, tell: Tell) -> None:
         if "flops" not in counts:
             m.remarks.append(f"{case.name}, {name}: FLOPs not counted: an operator has no formula in bench/count.py")
     layers = count.layer_flops(p)
-    m.floors = {"one chain": count.floor(layers, 1), "two chains": count.floor(layers, 2)}
+    m.floors = {
+        "one chain": count.floor(layers, 1),
+        "two chains": count.floor(layers, 2),
+        "a quarter of the rows": count.floor(layers, p.chains, 0.25),
+    }
     if reason := gpu.missing():
         m.remarks.append(f"{case.name}: what a GPU would do is not counted: {reason}")
     else:

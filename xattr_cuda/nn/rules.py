@@ -23,6 +23,7 @@ class BatchScaleRule(Layer):
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
+        self.apart = setting.tracking and not setting.training  # else it takes the batch's own second moment
 
     def forward(self, params: Sequence[Tensor], *inputs: Tensor) -> tuple[Tensor, Residual]:
         """The module's forward, and the factor."""
@@ -49,6 +50,10 @@ class BatchScaleRule(Layer):
             product = g.to(factor.dtype) * v.to(factor.dtype)
             total += product.sum([d for d in range(product.dim()) if d != 1], dtype=torch.float64)
         return (total * factor).to(weight.dtype), None, None
+
+    def in_dtype(self, frame: Frame, dtype: torch.dtype) -> Frame:
+        """The factor stays as it is."""
+        return super().in_dtype(frame, dtype)._replace(residual=frame.residual)
 
 
 def _batch_scale(module: Any) -> Layer:

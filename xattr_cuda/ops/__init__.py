@@ -107,11 +107,14 @@ def mlp_attribute(
     x: Tensor,
     weights: Sequence[Tensor],
     slopes: Sequence[float],
-    u: Tensor,
+    u: Tensor | None,
     keep_h: Sequence[int],
     keep_g: Sequence[int],
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """Forward and attribution sweep of a perceptron: (y, attribution, masks, h of keep_h, g of keep_g)."""
+    """Forward and attribution sweep of a perceptron: (y, attribution, masks, h of keep_h, g of keep_g).
+
+    Without u the forward sweep alone, and an empty attribution.
+    """
     return implementation("mlp_attribute")(x, weights, slopes, u, keep_h, keep_g)
 
 

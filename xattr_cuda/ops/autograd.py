@@ -215,12 +215,17 @@ def _mlp_attribute_backward(ctx: Any, dy: Tensor | None, a: Tensor | None, *_: A
     """Design section 2, two chains. What they need is found again: only the sweeps know what is worth keeping."""
     x, u, *weights = ctx.saved_tensors
     layers, (of_slopes, *of_kept) = len(weights), ctx.of_numbers
+    a = None if u is None else a  # without u there is none
     if dy is None and a is None:
         return None, [None] * layers, of_slopes, None, *of_kept
-    _, _, bits, h, g = ops.mlp_attribute(x, weights, ctx.slopes, u, list(range(1, layers)), list(range(layers)))
+    keep_g = [] if a is None else list(range(layers))
+    _, _, bits, h, g = ops.mlp_attribute(
+        x, weights, ctx.slopes, None if a is None else u, list(range(1, layers)), keep_g
+    )
     gradients, v_end, delta_end = ops.mlp_attribute_backward(
         *(None if a is None else x, a, None, None, dy),
-        *(weights, ctx.slopes, bits, [*g[1:], u], [x, *h], list(range(1, layers + 1))),
+        *(weights, ctx.slopes, bits, [] if a is None else [*g[1:], u], [] if dy is None else [x, *h]),
+        list(range(1, layers + 1)),
         *(a is not None, dy is not None),
     )
     dx = delta_end if a is None else a * g[0] if dy is None else delta_end + a * g[0]

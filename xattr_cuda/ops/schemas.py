@@ -14,7 +14,7 @@ SCHEMAS: dict[str, str] = {
     "pool_pull": "(Tensor g, Tensor idx, SymInt[] shape, int[] kernel, int[] stride, int[] padding, int[] dilation) "
     "-> Tensor",
     "pool_push": "(Tensor v, Tensor idx, int[] kernel, int[] stride, int[] padding, int[] dilation) -> Tensor",
-    "mlp_attribute": "(Tensor x, Tensor[] weights, float[] slopes, Tensor u, int[] keep_h, int[] keep_g) "
+    "mlp_attribute": "(Tensor x, Tensor[] weights, float[] slopes, Tensor? u, int[] keep_h, int[] keep_g) "
     "-> (Tensor y, Tensor attribution, Tensor[] bits, Tensor[] h, Tensor[] g)",
     "mlp_attribute_backward": "(Tensor? x, Tensor? a, Tensor? s, Tensor? c, Tensor? delta, Tensor[] weights, "
     "float[] slopes, Tensor[] bits, Tensor[] g, Tensor[] h, int[] trained, bool output_tangent=False, "

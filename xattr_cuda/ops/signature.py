@@ -283,7 +283,7 @@ def mlp_attribute(
     x: Tensor,
     weights: Sequence[Tensor],
     slopes: Sequence[float],
-    u: Tensor,
+    u: Tensor | None,
     keep_h: Sequence[int],
     keep_g: Sequence[int],
 ) -> list[Spec | list[Spec]]:
@@ -292,12 +292,16 @@ def mlp_attribute(
     widths = _check_perceptron(op, x, weights, slopes)
     rows, last = x.shape[0], len(weights)
     _check_matrix(op, "x", x, [rows, widths[0]], x)
-    _check_matrix(op, "u", u, [rows, widths[last]], x)
+    if u is not None:
+        _check_matrix(op, "u", u, [rows, widths[last]], x)
     _check_layers(op, "keep_h", keep_h, 1, last - 1)
     _check_layers(op, "keep_g", keep_g, 0, last - 1)
+    swept = u is not None or not keep_g
+    _require(swept, op, f"`keep_g` is {list(keep_g)}; wanted none, since `u` is None and no g is swept")
     values = [Spec([rows, n], x.dtype) for n in widths]
+    attribution = Spec([0], x.dtype) if u is None else values[0]
     bits = [_bits_of(spec.shape) for spec in values[1:last]]
-    return [values[last], values[0], bits, [values[k] for k in keep_h], [values[k] for k in keep_g]]
+    return [values[last], attribution, bits, [values[k] for k in keep_h], [values[k] for k in keep_g]]
 
 
 def mlp_attribute_backward(

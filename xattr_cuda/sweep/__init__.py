@@ -3,6 +3,7 @@
 from .api import Attribution, LossAttribution, Sweep, attribute, attribute_loss
 from .errors import LayerError, NotHomogeneousError, UnsupportedLayerError
 from .layer import Frame, Layer, Pair, not_homogeneous, unsupported
+from .rows import sample_rows
 from .rules.registry import Call, Constant, Size, Value, register_rule
 from .trace import offenders
 
@@ -25,5 +26,6 @@ __all__ = [
     "not_homogeneous",
     "offenders",
     "register_rule",
+    "sample_rows",
     "unsupported",
 ]

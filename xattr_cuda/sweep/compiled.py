@@ -10,6 +10,7 @@ is traced or run.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count, islice
+from operator import index
 from typing import Any, ParamSpec, TypeVar, cast
 from weakref import finalize, ref
 
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from . import sharded
+from .apart import Like, treats_apart
 from .engine import Tape
 from .inputs import autocasts, to_autocast
-from .layer import Frame
+from .layer import Frame, to_dtype
 from .program import (
     Attribute,
     Expression,
@@ -34,6 +36,7 @@ from .program import (
     settings_of,
 )
 from .run import Optionals, Run
+from .through import through_outputs
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,8 +74,8 @@ class _Record:
         assert model is not None
         return Run(bound(self.program, occurrences(model), constants), list(xs), autocast=False)
 
-    def resume(self, run: Run, outputs: Sequence[Tensor], saved: Sequence[Tensor]) -> Run:
-        """The step after its forward sweep, whose tape has its tensors back."""
+    def resume(self, run: Run, outputs: Sequence[Tensor], saved: Sequence[Tensor], lowered: bool) -> Run:
+        """The step after its forward sweep, whose tape has its tensors back, in the dtype of the run's if lowered."""
         assert self.tape is not None
         stream, old = iter(saved), self.tape
         frames = [
@@ -80,6 +83,9 @@ class _Record:
             for params, frame in zip(run.bound.params, old.frames, strict=True)
         ]
         kept = dict(zip(old.kept, stream, strict=True))
+        if lowered:
+            dtype, kept = run.xs[0].dtype, {}
+            frames = [layer.in_dtype(frame, dtype) for layer, frame in zip(old.layers, frames, strict=True)]
         run.tape, run.outputs = replace(old, frames=frames, kept=kept), outputs
         return run
 
@@ -93,6 +99,35 @@ def _record(model: nn.Module, inputs: int, extras: tuple[Any, ...]) -> int:
     _records[number] = _Record(model, program_of(model, modules, inputs, extras))
     finalize(model, _records.pop, number, None)
     return number
+
+
+@_constant
+def _another(number: int) -> int:
+    """The number of a new record of the same step."""
+    old, another = _records[number], next(_numbers)
+    model = old.model()
+    assert model is not None
+    _records[another] = _Record(model, old.program)
+    finalize(model, _records.pop, another, None)
+    return another
+
+
+@_constant
+def _apart(number: int, inputs: tuple[Any, ...], constants: tuple[Any, ...]) -> bool:
+    """Whether the program treats samples apart, by the shapes and dtypes of its tensors."""
+    record = _records[number]
+    model = record.model()
+    assert model is not None
+    given = [None if c is None else Like(*c).empty() for c in constants]
+    return treats_apart(bound(record.program, occurrences(model), given), [Like(*x) for x in inputs])
+
+
+_through = _in_graph(through_outputs)
+
+
+def _known(sizes: Sequence[int]) -> tuple[int, ...]:
+    """The sizes as numbers that the graph is traced for, where it left them open."""
+    return tuple([index(n) for n in sizes])
 
 
 @_constant
@@ -174,36 +209,41 @@ def _forward(number: int, keep: bool, inputs: int, *tensors: Any) -> tuple[Tenso
     return (*outputs, *(t for frame in run.tape.frames for t in frame.residual), *run.tape.kept.values())
 
 
-def _resumed(number: int, one_output: bool, tensors: Sequence[Any]) -> tuple[Run, list[Any], list[Any], Any]:
-    """(run, seeds, cotangents, loss) from the flat arguments of a call in the graph."""
+def _resumed(number: int, lowered: bool, tensors: Sequence[Any]) -> tuple[Run, list[Any], list[Any], Any]:
+    """(run, seeds, cotangents, loss) from the flat arguments of a call in the graph; lowered: as by `Run.lowered`."""
     record, stream = _records[number], iter(tensors)
     program = record.program
     outputs = len(program.outputs)
     xs, constants = list(islice(stream, program.inputs)), list(islice(stream, len(program.constants)))
     seeds, cotangents, loss = list(islice(stream, outputs)), list(islice(stream, outputs)), next(stream)
     found = list(islice(stream, outputs))
-    return record.resume(record.start(xs, constants), found, list(stream)), seeds, cotangents, loss
+    return record.resume(record.start(xs, constants), found, list(stream), lowered), seeds, cotangents, loss
 
 
 @_in_graph
-def _sweep(number: int, one_output: bool, *tensors: Any) -> tuple[Tensor, ...]:
+def _sweep(number: int, lowered: bool, one_output: bool, *tensors: Any) -> tuple[Tensor, ...]:
     """Outputs, attributions and, if there is one, the loss."""
-    run, seeds, cotangents, loss = _resumed(number, one_output, tensors)
+    run, seeds, cotangents, loss = _resumed(number, lowered, tensors)
     outputs, attributions, through = run.sweep(seeds, one_output, cotangents, loss)
     return (*outputs, *attributions, *([] if through is None else [through]))
 
 
 @_in_graph
-def _attributions(number: int, one_output: bool, *tensors: Any) -> tuple[Tensor, ...]:
-    run, seeds, cotangents, _ = _resumed(number, one_output, tensors)
+def _attributions(number: int, lowered: bool, one_output: bool, *tensors: Any) -> tuple[Tensor, ...]:
+    run, seeds, cotangents, _ = _resumed(number, lowered, tensors)
     return tuple(run.attributions(seeds, one_output, cotangents))
 
 
 class CompiledRun:
     """`Run` for a graph: the same methods, over calls that Dynamo does not look into."""
 
-    def __init__(self, number: int, xs: list[Tensor], constants: list[Any], autocast: bool) -> None:
+    perceptron = None
+
+    def __init__(
+        self, number: int, xs: list[Tensor], constants: list[Any], autocast: bool, lowered: bool = False
+    ) -> None:
         self.number, self.xs, self.constants, self.autocast = number, xs, constants, autocast
+        self.way = (number, lowered)
         self.saved: list[Tensor] = []
         self.outputs: list[Tensor] = []
 
@@ -235,6 +275,38 @@ class CompiledRun:
         given = (*self.xs, *self.constants, *tensors)
         return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in given)
 
+    def treats_samples_apart(self) -> bool:
+        """As `Run`'s, found while the graph is traced."""
+        inputs = tuple([((0, *_known(x.shape[1:])), x.dtype) for x in self.xs])
+        constants = [(_known(c.shape), c.dtype) if isinstance(c, Tensor) else None for c in self.constants]
+        return _apart(self.number, inputs, tuple(constants))
+
+    def on(self, xs: list[Tensor]) -> "CompiledRun":
+        """The same step on other inputs: rows of these."""
+        return CompiledRun(_another(self.number), xs, self.constants, self.autocast)
+
+    def plain(self) -> list[Tensor]:
+        """The outputs, differentiable, of a step without an attribution."""
+        self.forward(keep=self.needs_grad())
+        return self.task()
+
+    def task(self) -> list[Tensor]:
+        """The outputs, differentiable through the task's chain alone, after a forward sweep that has kept its needs."""
+        none = [None] * len(self.outputs)
+        return self.sweep(none, False, none, None)[0] if self.needs_grad() else self.outputs
+
+    def through(self, loss: Tensor, outputs: Sequence[Tensor], cotangents: Optionals) -> Tensor:
+        """The loss, whose gradient reaches these outputs by their cotangents in it."""
+        return _through(loss, tuple(outputs), tuple(cotangents))
+
+    def lowered(self, dtype: torch.dtype) -> "CompiledRun":
+        """The step after its forward sweep with all tensors cast, for an own chain alone; its masks are shared."""
+        xs = [to_dtype(x, dtype) for x in self.xs]
+        constants = [to_dtype(c, dtype) if isinstance(c, Tensor) else c for c in self.constants]
+        low = CompiledRun(self.number, xs, constants, self.autocast, lowered=True)
+        low.outputs, low.saved = [y.detach().to(dtype) for y in self.outputs], self.saved
+        return low
+
     def forward(self, keep: bool) -> list[Tensor]:
         results = list(_forward(self.number, keep, len(self.xs), *self.xs, *self.constants))
         outputs = _output_count(self.number)
@@ -245,11 +317,11 @@ class CompiledRun:
         return [*self.xs, *self.constants, *seeds, *cotangents, loss, *self.outputs, *self.saved]
 
     def attributions(self, seeds: Optionals, one_output: bool, cotangents: Optionals) -> list[Tensor]:
-        return list(_attributions(self.number, one_output, *self._arguments(seeds, cotangents, None)))
+        return list(_attributions(*self.way, one_output, *self._arguments(seeds, cotangents, None)))
 
     def sweep(
         self, seeds: Optionals, one_output: bool, cotangents: Optionals, loss: Tensor | None
     ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-        results = list(_sweep(self.number, one_output, *self._arguments(seeds, cotangents, loss)))
+        results = list(_sweep(*self.way, one_output, *self._arguments(seeds, cotangents, loss)))
         end, ends = len(self.outputs), len(self.outputs) + len(self.xs)
         return results[:end], results[end:ends], None if loss is None else results[ends]

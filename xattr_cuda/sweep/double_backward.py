@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .arguments import fill, flatten_like, leaves, map_leaves
 from .loss import loss_and_cotangents
+from .rows import Rows
 from .target import Target, seeds_of
 
 
@@ -22,14 +23,17 @@ def _call(model: nn.Module, xs: Sequence[Tensor], constants: Sequence[Any]) -> t
     return inputs, outputs, structure
 
 
-def _explain(inputs: Sequence[Tensor], outputs: Sequence[Tensor], seeds: Sequence[Tensor | None]) -> list[Tensor]:
-    """x * gradient of <seeds, outputs> for each input, differentiable where gradients are recorded."""
+def _explain(
+    inputs: Sequence[Tensor], outputs: Sequence[Tensor], seeds: Sequence[Tensor | None], rows: Rows | None
+) -> list[Tensor]:
+    """x * gradient of <seeds, outputs> for each input, or its rows, differentiable where gradients are recorded."""
     pairs = [(y, u) for y, u in zip(outputs, seeds, strict=True) if u is not None and y.requires_grad]
     ys, us = [y for y, _ in pairs], [u for _, u in pairs]
     gradients = torch.autograd.grad(
         ys, inputs, us, create_graph=True, retain_graph=True, allow_unused=True, materialize_grads=True
     )
-    return [x * g for x, g in zip(inputs, gradients, strict=True)]
+    attributions = [x * g for x, g in zip(inputs, gradients, strict=True)]
+    return attributions if rows is None else [rows.take(a) for a in attributions]
 
 
 def _finished(tensors: Sequence[Tensor], differentiable: bool) -> list[Tensor]:
@@ -37,7 +41,12 @@ def _finished(tensors: Sequence[Tensor], differentiable: bool) -> list[Tensor]:
 
 
 def attribute(
-    model: nn.Module, xs: Sequence[Tensor], target: Target, cotangent: Any, constants: Sequence[Any]
+    model: nn.Module,
+    xs: Sequence[Tensor],
+    target: Target,
+    cotangent: Any,
+    constants: Sequence[Any],
+    rows: Rows | None,
 ) -> tuple[Any, list[Tensor]]:
     """(output, attributions) of `xa.attribute`."""
     differentiable = torch.is_grad_enabled()
@@ -46,7 +55,7 @@ def attribute(
         given = None if cotangent is None else flatten_like(cotangent, structure)
         seeds = seeds_of(outputs, target, given)
         weights = seeds.starts if cotangent is None else seeds.cotangents
-        attributions = _explain(inputs, outputs, weights)
+        attributions = _explain(inputs, outputs, weights, rows)
     return (
         fill(structure, _finished(outputs, differentiable)),
         _finished(attributions, differentiable),
@@ -54,7 +63,11 @@ def attribute(
 
 
 def attribute_loss(
-    model: nn.Module, xs: Sequence[Tensor], criterion: Callable[..., Tensor], args: tuple[Any, ...]
+    model: nn.Module,
+    xs: Sequence[Tensor],
+    criterion: Callable[..., Tensor],
+    args: tuple[Any, ...],
+    rows: Rows | None,
 ) -> tuple[Tensor, Any, list[Tensor]]:
     """(loss, output, attributions) of `xa.attribute_loss`."""
     differentiable = torch.is_grad_enabled()
@@ -66,7 +79,7 @@ def attribute_loss(
 
         _, seeds = loss_and_cotangents(criterion, [y.detach() for y in outputs], unflatten, args)
         loss = criterion(unflatten(outputs), *args)
-        attributions = _explain(inputs, outputs, seeds)
+        attributions = _explain(inputs, outputs, seeds, rows)
     return (
         *_finished([loss], differentiable),
         unflatten(_finished(outputs, differentiable)),

@@ -16,6 +16,11 @@ Residual = tuple[Tensor, ...]
 """The activation pattern that a forward map found: packed masks, indices, statistics; often nothing."""
 
 
+def to_dtype(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """t in a floating dtype; masks, indices and other integers as they are."""
+    return t.to(dtype) if t.is_floating_point() else t
+
+
 class Frame(NamedTuple):
     """What the forward sweep left behind at one layer, for the other sweeps."""
 
@@ -50,6 +55,8 @@ class Layer(ABC):
     """Commutes with ReLU."""
     keeps: ClassVar[int | None] = None
     """How many of its parameters, from the first, the backward pass needs; None: all."""
+    apart: bool = False
+    """Is known to treat each sample by itself, wherever dimension 0 of what it takes and returns is the batch."""
 
     name: str = ""  # the qualified name in the model; it and the kind are set when the layer joins a program
     kind: str = ""  # of the module's class or of the function
@@ -73,6 +80,11 @@ class Layer(ABC):
     def joins_chains(self, frame: Frame) -> bool:
         """Whether the gradients of two chains cost less in one call, for which the first chain's pair has to wait."""
         return False
+
+    def in_dtype(self, frame: Frame, dtype: torch.dtype) -> Frame:
+        """The frame for tangents and cotangents of another dtype, its activation pattern as it is."""
+        params, residual = (tuple([to_dtype(t, dtype) for t in ts]) for ts in (frame.params, frame.residual))
+        return frame._replace(params=params, residual=residual)
 
     @property
     def where(self) -> str:

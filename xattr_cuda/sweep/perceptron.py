@@ -127,6 +127,16 @@ class Perceptron:
             start = _ones(self.x)
         return self._node.sweep(self.x, self.weights, self.slopes, start, needs_grad, needs_g0)
 
+    def attribution(self, step: Any, scale: Tensor | None) -> Tensor:
+        """The attribution of a step, of which nothing is differentiated."""
+        unscaled: Tensor = step.unscaled
+        return unscaled if scale is None else unscaled * scale
+
+    def plain(self, needs_grad: bool) -> Tensor:
+        """The output alone, differentiable if needs_grad."""
+        output: Tensor = self._node.plain(self.x, self.weights, self.slopes, needs_grad)
+        return output
+
     def results(self, step: Any, cotangent: Tensor | None, loss: Tensor | None) -> Any:
         """(output, attribution, loss), differentiable."""
         return self._node.results(step, self.x, cotangent, loss)

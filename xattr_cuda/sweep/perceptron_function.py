@@ -24,15 +24,15 @@ class PerceptronStep:
     slopes: Sequence[float]
     trained: list[int]
     y: Tensor  # [B, N_L]
-    unscaled: Tensor  # x * g_0, [B, N_0]
-    u: Tensor  # where the own chain starts, [B, N_L]
+    unscaled: Tensor | None  # x * g_0, [B, N_0]
+    u: Tensor | None  # where the own chain starts, [B, N_L]; None where nothing is attributed
     bits: list[Tensor]
     h: list[Tensor]  # with two chains: inputs of the trained layers but the first
     g: list[Tensor]  # g_0 where it is needed; own cotangents at the outputs of the trained layers but the last
 
     @property
     def one_output(self) -> bool:
-        return self.y.shape[1] == 1
+        return self.u is not None and self.y.shape[1] == 1
 
 
 def sweep(
@@ -52,15 +52,26 @@ def sweep(
     return PerceptronStep(weights, slopes, trained, y, a, u, bits, h, g)
 
 
+def plain(x: Tensor, weights: Sequence[Tensor], slopes: Sequence[float], needs_grad: bool) -> Tensor:
+    """The output alone, [B, N_L], differentiable if needs_grad: a step without an attribution, the task's chain."""
+    trained = [k for k, w in enumerate(weights, 1) if needs_grad and w.requires_grad]
+    with below_autograd():
+        y, _, bits, h, _ = ops.mlp_attribute(x, weights, slopes, None, [k - 1 for k in trained if k > 1], [])
+    if not needs_grad:
+        return y
+    return results(PerceptronStep(weights, slopes, trained, y, None, None, bits, h, []), x, None, None)[0]
+
+
 def results(
     step: PerceptronStep, x: Tensor, cotangent: Tensor | None, loss: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(output, attribution, loss), differentiable; see PerceptronFunction."""
     return PerceptronFunction.apply(step, x, cotangent, loss, *step.weights)  # type: ignore[no-untyped-call]
 
 
 class PerceptronFunction(torch.autograd.Function):
-    """(input, cotangent, loss, weights) -> (output, attribution, loss); None for an absent cotangent or loss.
+    """(input, cotangent, loss, weights) -> (output, attribution, loss); None for an absent cotangent or loss, and for
+    the attribution of a plain step.
 
     With one output the cotangent is the scale c of the attribution, and one chain serves the output, the attribution
     and the loss; otherwise the cotangent is the own chain's seed, and the output's gradients have a chain of their own.
@@ -69,13 +80,16 @@ class PerceptronFunction(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, step: PerceptronStep, x: Tensor, cotangent: Tensor | None, loss: Tensor | None, *weights: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        scale = cotangent if step.one_output else None
-        attribution = step.unscaled if scale is None else step.unscaled * scale.detach()
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        scale, attribution = cotangent if step.one_output else None, step.unscaled
+        if attribution is not None and scale is not None:
+            attribution = attribution * scale.detach()
         ctx.set_materialize_grads(False)
         ctx.slopes, ctx.trained, ctx.one_output, ctx.backend = step.slopes, step.trained, step.one_output, ops.active()
         keep_x = bool(step.trained) or ctx.needs_input_grad[2]
-        keep_u = scale is None or step.u.stride(0) == 0  # what carries a scale starts from ones
+        keep_u = scale is None or (
+            step.u is not None and step.u.stride(0) == 0
+        )  # what carries a scale starts from ones
         ctx.counts = (len(weights), len(step.bits), len(step.h))
         ctx.save_for_backward(
             x if keep_x else None, scale, step.u if keep_u else None, *weights, *step.bits, *step.h, *step.g
@@ -98,7 +112,7 @@ def _backward(ctx: Any, dy: Tensor | None, a: Tensor | None, d_loss: Tensor | No
     trained: list[int] = ctx.trained
     g0 = g.pop(0) if len(g) > sum(k < layers for k in trained) else None
 
-    u = torch.ones_like(scale) if u is None else u
+    u = torch.ones_like(scale) if u is None and scale is not None else u
     s = dy if ctx.one_output else None
     if d_loss is not None and ctx.one_output:
         s = d_loss * scale if s is None else s + d_loss * scale

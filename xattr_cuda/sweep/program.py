@@ -101,6 +101,7 @@ class Program:
     outputs: tuple[int, ...]
     structure: Any  # what the model returns, with positions in `outputs` for tensors
     schedules: dict[tuple[int, ...], Schedule] = field(default_factory=dict, compare=False)  # by `_state` of layers
+    apart: dict[Any, bool] = field(default_factory=dict, compare=False)  # what apart.py has found
 
     @property
     def graph(self) -> Graph:

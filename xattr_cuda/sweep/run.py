@@ -2,18 +2,70 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from .apart import Like, treats_apart
 from .engine import Tape, cotangent_sweep, forward_sweep
 from .function import Step, attribution_of, below_autograd, sweep_function
 from .inputs import autocasts, to_autocast
+from .layer import to_dtype
 from .perceptron import Perceptron
 from .program import BoundProgram, bind
+from .through import through_outputs
 
 Optionals = Sequence[Tensor | None]
+
+
+class AnyRun(Protocol):
+    """What a step does with a run, whichever way it goes; see `Run`."""
+
+    @property
+    def xs(self) -> list[Tensor]: ...
+    @property
+    def autocast(self) -> bool: ...
+    @property
+    def perceptron(self) -> Any: ...
+    @property
+    def structure(self) -> Any: ...
+    def needs_grad(self, *tensors: Any) -> bool: ...
+    def forward(self, keep: bool) -> list[Tensor]: ...
+    def attributions(self, seeds: Optionals, one_output: bool, cotangents: Optionals) -> list[Tensor]: ...
+    def sweep(
+        self, seeds: Optionals, one_output: bool, cotangents: Optionals, loss: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]: ...
+
+
+class Around:
+    """The base of runs that wrap another."""
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+        self.perceptron: Any = None
+
+    @property
+    def xs(self) -> list[Tensor]:
+        """The inputs."""
+        xs: list[Tensor] = self.run.xs
+        return xs
+
+    @property
+    def autocast(self) -> bool:
+        """Whether autocast is on."""
+        on: bool = self.run.autocast
+        return on
+
+    @property
+    def structure(self) -> Any:
+        """What the model returns, with positions in `outputs` for tensors."""
+        return self.run.structure
+
+    def needs_grad(self, *tensors: Any) -> bool:
+        """Whether there is anything to differentiate."""
+        needed: bool = self.run.needs_grad(*tensors)
+        return needed
 
 
 @dataclass
@@ -49,6 +101,42 @@ class Run:
     def structure(self) -> Any:
         """What the model returns, with positions in `outputs` for tensors."""
         return self.bound.program.structure
+
+    def treats_samples_apart(self) -> bool:
+        """Whether a sample's output is known to depend on that sample alone: rows can be swept without others."""
+        if self.perceptron is not None:
+            return True
+        return treats_apart(self.bound, [Like(tuple(x.shape), x.dtype) for x in self.xs])
+
+    def on(self, xs: list[Tensor]) -> "Run":
+        """The same step on other inputs: rows of these."""
+        perceptron = None if self.perceptron is None else replace(self.perceptron, x=xs[0])
+        return Run(replace(self.bound, layers=list(self.bound.layers)), xs, self.autocast, perceptron)
+
+    def plain(self) -> list[Tensor]:
+        """The outputs, differentiable, of a step without an attribution."""
+        if self.perceptron is not None:
+            return [self.perceptron.plain(self.needs_grad())]
+        self.forward(keep=self.needs_grad())
+        return self.task()
+
+    def task(self) -> list[Tensor]:
+        """The outputs, differentiable through the task's chain alone, after a forward sweep that has kept its needs."""
+        none = [None] * len(self.outputs)
+        return self.sweep(none, False, none, None)[0] if self.needs_grad() else list(self.outputs)
+
+    def through(self, loss: Tensor, outputs: Sequence[Tensor], cotangents: Optionals) -> Tensor:
+        """The loss, whose gradient reaches these outputs by their cotangents in it."""
+        return through_outputs(loss, outputs, cotangents)
+
+    def lowered(self, dtype: torch.dtype) -> "Run":
+        """The step after its forward sweep with all tensors cast, for an own chain alone; its masks are shared."""
+        assert self.tape is not None
+        params = [tuple([to_dtype(p, dtype) for p in tensors]) for tensors in self.bound.params]
+        frames = [layer.in_dtype(frame, dtype) for layer, frame in zip(self.tape.layers, self.tape.frames, strict=True)]
+        tape, bound = replace(self.tape, frames=frames, kept={}), replace(self.bound, params=params)
+        outputs = [y.detach().to(dtype) for y in self.outputs]
+        return Run(bound, [to_dtype(x, dtype) for x in self.xs], self.autocast, None, tape, outputs)
 
     def forward(self, keep: bool) -> list[Tensor]:
         """The forward sweep. Returns detached outputs; with `keep` it keeps what two chains need."""

@@ -1,7 +1,7 @@
 """What `attribute` and `attribute_loss` do with a run: which sweeps, from which seeds, in which order."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -9,19 +9,17 @@ from .arguments import fill
 from .inputs import without_autocast
 from .loss import loss_and_cotangents
 from .perceptron import Perceptron
-from .run import Run
+from .run import AnyRun
+from .share import SplitPerceptron
 from .target import Target, seeds_of
-
-if TYPE_CHECKING:
-    from .compiled import CompiledRun
 
 Results = tuple[list[Tensor], list[Tensor]]  # outputs and attributions
 
 
-def step_of_output(run: "Run | CompiledRun", target: Target, given: Sequence[Any] | None) -> Results:
+def step_of_output(run: AnyRun, target: Target, given: Sequence[Any] | None) -> Results:
     """The outputs and the attributions of a target, or of the cotangents given, one for each output."""
     needs_grad = run.needs_grad(*(given or ()))
-    if isinstance(run, Run) and run.perceptron is not None:
+    if run.perceptron is not None:
         return _of_perceptron(run.perceptron, needs_grad, target, given)
     outputs = run.forward(keep=needs_grad)
     seeds = seeds_of(outputs, target, given)
@@ -31,23 +29,23 @@ def step_of_output(run: "Run | CompiledRun", target: Target, given: Sequence[Any
     return outputs, attributions
 
 
-def _of_perceptron(perceptron: Perceptron, needs_grad: bool, target: Target, given: Sequence[Any] | None) -> Results:
+def _of_perceptron(
+    perceptron: Perceptron | SplitPerceptron, needs_grad: bool, target: Target, given: Sequence[Any] | None
+) -> Results:
     seeds = perceptron.seeds(target, given)
     (cotangent,) = seeds.cotangents
     step = perceptron.sweep(seeds, needs_grad)
     if needs_grad:
         output, attribution, _ = perceptron.results(step, cotangent, None)
         return [output], [attribution]
-    if cotangent is None or not seeds.one_output:
-        return [step.y], [step.unscaled]
-    return [step.y], [step.unscaled * cotangent]
+    return [step.y], [perceptron.attribution(step, cotangent if seeds.one_output else None)]
 
 
 def step_of_loss(
-    run: "Run | CompiledRun", criterion: Callable[..., Tensor], args: tuple[Any, ...]
+    run: AnyRun, criterion: Callable[..., Tensor], args: tuple[Any, ...]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The loss, the outputs and the attributions of the loss."""
-    if isinstance(run, Run) and run.perceptron is not None and run.perceptron.one_output:
+    if run.perceptron is not None and run.perceptron.one_output:
         return _loss_of_perceptron(run, run.perceptron, criterion, args)
     device = run.xs[0].device
     with without_autocast(device, run.autocast):
@@ -63,7 +61,7 @@ def step_of_loss(
 
 
 def _loss_of_perceptron(
-    run: Run, perceptron: Perceptron, criterion: Callable[..., Tensor], args: tuple[Any, ...]
+    run: AnyRun, perceptron: Perceptron | SplitPerceptron, criterion: Callable[..., Tensor], args: tuple[Any, ...]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """With one output the chain is swept from ones, before the loss is known, whose gradient scales it."""
     with without_autocast(run.xs[0].device, run.autocast):
@@ -72,6 +70,6 @@ def _loss_of_perceptron(
     loss, (scale,) = loss_and_cotangents(criterion, [step.y], lambda ys: fill(run.structure, ys), args)
     assert scale is not None
     if not needs_grad:
-        return loss, [step.y], [step.unscaled * scale]
+        return loss, [step.y], [perceptron.attribution(step, scale)]
     output, attribution, through = perceptron.results(step, scale, loss)
     return through, [output], [attribution]

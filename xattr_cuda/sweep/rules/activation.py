@@ -16,6 +16,7 @@ from .rows import by_channel, by_rows
 class ActivationRule(Layer):
     """ReLU, and the base of its relatives. The residual is the packed mask."""
 
+    apart = True
     maskable = True
     recomputes = True
 

@@ -17,6 +17,7 @@ from .registry import Call, Constant, Size, Value
 class AddRule(Layer):
     """a + alpha * b, with broadcasting."""
 
+    apart = True
     fuses = True
     recomputes = True
 
@@ -39,6 +40,8 @@ class AddRule(Layer):
 class ScaleRule(MapRule):
     """Times a number, or divided by it."""
 
+    apart = True
+
     def __init__(self, factor: Any, *, divide: bool = False) -> None:
         self.factor, self.divide = factor, divide
 
@@ -56,6 +59,7 @@ class FactorRule(Layer):
     divided by -c^2. This follows from section 2 of the design because the layer is linear in its input.
     """
 
+    apart = True
     recomputes = True
 
     def __init__(self, *, divide: bool = False) -> None:
@@ -89,6 +93,7 @@ class FactorRule(Layer):
 class SumRule(MapRule):
     """The sum over some dimensions, or over all (None)."""
 
+    apart = True
     shrinks = True
 
     def __init__(self, dim: Any, keepdim: bool) -> None:

@@ -34,6 +34,8 @@ class ConvRule(Layer):
     The settings are those of torch.nn's modules, a number standing for one in each dimension.
     """
 
+    apart = True
+
     def __init__(
         self,
         dims: int,

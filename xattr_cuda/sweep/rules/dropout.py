@@ -20,6 +20,7 @@ class DropoutRule(Layer):
     multiply (slope zero) rather than select, as PyTorch does, so that NaN and infinity propagate alike.
     """
 
+    apart = True
     recomputes = True
     aliases = True
 

@@ -37,6 +37,7 @@ def keep(t: Tensor, bits: Tensor, slope: float = 0.0) -> Tensor:
 class AbsRule(Layer):
     """abs. The residual: the masks of what is positive and of what is negative."""
 
+    apart = True
     recomputes = True
 
     def forward(self, params: Sequence[Tensor], *inputs: Tensor) -> tuple[Tensor, Residual]:
@@ -57,6 +58,7 @@ class ExtremeRule(Layer):
     The residual: the masks of where the first wins, and of where it wins or there is a tie.
     """
 
+    apart = True
     recomputes = True
 
     def __init__(self, *, largest: bool) -> None:
@@ -85,6 +87,7 @@ class ExtremeRule(Layer):
 class ClampRule(Layer):
     """clamp at zero, from below or from above. Unlike ReLU it keeps zeros. The residual is the packed mask."""
 
+    apart = True
     recomputes = True
 
     def __init__(self, *, below: bool) -> None:

@@ -21,6 +21,7 @@ def check_dtypes(layer: Layer, tensors: Sequence[Tensor]) -> None:
 class CatRule(Layer):
     """cat; with `lift`, of tensors that are first made to have that many dimensions at least."""
 
+    apart = True
     recomputes = True
     joins = True
 
@@ -56,6 +57,7 @@ class CatRule(Layer):
 class StackRule(Layer):
     """stack: along a new dimension."""
 
+    apart = True
     recomputes = True
     joins = True
 

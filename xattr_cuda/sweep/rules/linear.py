@@ -16,6 +16,7 @@ from .registry import Call, Constant, Value, register_function, register_module
 class LinearRule(Layer):
     """h -> h W^T, for h [..., K] and W [N, K]. The `masked` forms apply a neighbouring activation on the way out."""
 
+    apart = True
     fuses = True
 
     def _check(self, h: Tensor, weight: Tensor) -> None:
@@ -58,6 +59,8 @@ class LinearRule(Layer):
 class MatmulRule(Layer):
     """h -> h @ W, or W @ h with `left`, with torch.matmul's broadcasting; W has at least two dimensions."""
 
+    apart = True
+
     def __init__(self, left: bool) -> None:
         self.left = left
 
@@ -84,6 +87,8 @@ class MatmulRule(Layer):
 
 class EinsumRule(Layer):
     """An einsum of the layer's input with one parameter. Subscripts: of the input, the parameter, the output."""
+
+    apart = True
 
     def __init__(self, of_input: str, of_param: str, of_output: str) -> None:
         self.of_input, self.of_param, self.of_output = of_input, of_param, of_output

@@ -66,6 +66,7 @@ class MapRule(Layer):
 class IdentityRule(MapRule):
     """Identity."""
 
+    apart = True
     aliases = True
 
     def apply(self, t: Tensor) -> Tensor:

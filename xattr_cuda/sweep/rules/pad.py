@@ -17,6 +17,8 @@ from .rows import memory_format_of
 class ExpandRule(MethodRule):
     """expand: dimensions are repeated without a copy."""
 
+    apart = True
+
     def transposed(self, g: Tensor, shape: torch.Size) -> Tensor:
         return g.sum_to_size(shape)
 
@@ -36,6 +38,7 @@ class RepeatRule(MethodRule):
 class LikeRule(Layer):
     """view_as, reshape_as and expand_as. The second tensor, which gives only its shape, may be a parameter."""
 
+    apart = True
     recomputes = True
     aliases = True
 
@@ -64,6 +67,8 @@ class PadRule(MapRule):
 
     def __init__(self, padding: Any, mode: str) -> None:
         self.padding, self.mode = padding, mode
+        known = isinstance(padding, (tuple, list)) and all(isinstance(p, int) for p in padding)
+        self.apart = known and min(padding, default=0) >= 0  # a negative one could move the batch
 
     def apply(self, t: Tensor) -> Tensor:
         return pad(t, self.padding, self.mode).contiguous(memory_format=memory_format_of(t))
@@ -74,6 +79,8 @@ class PadRule(MapRule):
 
 class UnfoldRule(MapRule):
     """F.unfold: [B, C, H, W] to its windows, [B, C * kernel, L]. Settings: kernel, dilation, padding, stride."""
+
+    apart = True
 
     def __init__(self, *settings: Any) -> None:
         self.settings = settings
@@ -88,6 +95,8 @@ class UnfoldRule(MapRule):
 class FoldRule(MapRule):
     """F.fold: windows [B, C * kernel, L] summed into an image [B, C, H, W]. Settings: size, then those of unfold."""
 
+    apart = True
+
     def __init__(self, size: Any, *settings: Any) -> None:
         self.size, self.settings = size, settings
 
@@ -100,6 +109,8 @@ class FoldRule(MapRule):
 
 class WindowRule(MethodRule):
     """The tensor method unfold: a view of the windows along one dimension."""
+
+    apart = True
 
     def transposed(self, g: Tensor, shape: torch.Size) -> Tensor:
         out: Tensor = torch.ops.aten.unfold_backward(g, shape, *self.args)

@@ -60,6 +60,7 @@ def _lifted(windows: Sequence[list[int]], first: Sequence[int]) -> list[list[int
 class PoolRule(Layer):
     """Pooling of h [B, C, *size] with one to three dimensions of space."""
 
+    apart = True
     recomputes = True
     shrinks = True
 
@@ -239,6 +240,7 @@ class AmaxRule(Layer):
     The residual is the packed mask of the maxima.
     """
 
+    apart = True
     recomputes = True
     shrinks = True
 

@@ -26,6 +26,8 @@ class LayoutRule(IdentityRule):
 class ReshapeRule(MethodRule):
     """flatten, view, reshape, squeeze, unsqueeze, unflatten: the elements stay in order."""
 
+    apart = True
+
     def tangent(self, frame: Frame, *tangents: Tensor) -> Tensor:
         return tangents[0].reshape(frame.out_shape)  # where strides forbid a view it copies
 
@@ -47,6 +49,8 @@ class FlattenRule(ReshapeRule):
 class SwapRule(MethodRule):
     """transpose and t: their own inverse."""
 
+    apart = True
+
     def transposed(self, g: Tensor, shape: torch.Size) -> Tensor:
         return self.apply(g)
 
@@ -54,6 +58,7 @@ class SwapRule(MethodRule):
 class ReverseRule(MapRule):
     """T: all dimensions in reverse order."""
 
+    apart = True
     aliases = True
 
     def apply(self, t: Tensor) -> Tensor:
@@ -66,6 +71,8 @@ class ReverseRule(MapRule):
 class PermuteRule(MethodRule):
     """permute."""
 
+    apart = True
+
     def transposed(self, g: Tensor, shape: torch.Size) -> Tensor:
         order = [d % g.dim() for d in self.args[0]]
         return g.permute([order.index(d) for d in range(g.dim())])
@@ -73,6 +80,8 @@ class PermuteRule(MethodRule):
 
 class MoveRule(MethodRule):
     """movedim."""
+
+    apart = True
 
     def transposed(self, g: Tensor, shape: torch.Size) -> Tensor:
         source, destination = self.args
@@ -82,6 +91,7 @@ class MoveRule(MethodRule):
 class FlipRule(SwapRule):
     """flip."""
 
+    apart = False  # it may turn the batch round
     aliases = False
 
 
@@ -98,6 +108,8 @@ class RollRule(MethodRule):
 
 class PartRule(MethodRule):
     """narrow, select and indexing by integers and slices: a view that shows each element once at most."""
+
+    apart = True
 
     def transposed(self, g: Tensor, shape: torch.Size) -> Tensor:
         out = zeros(shape, g)
@@ -120,6 +132,7 @@ class PieceRule(PartRule):
 class IndexRule(Layer):
     """index_select along a dimension. The index is a parameter without a gradient."""
 
+    apart = True
     recomputes = True
 
     def __init__(self, dim: int) -> None:

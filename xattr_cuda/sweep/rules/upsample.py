@@ -19,6 +19,7 @@ class InterpolateRule(Layer):
     h [B, C, *space] with one to three dimensions of space; the settings are those of F.interpolate.
     """
 
+    apart = True
     recomputes = True
 
     def __init__(
@@ -97,6 +98,7 @@ def _spread(g: Tensor, shape: Sequence[int]) -> Tensor:
 class PixelShuffleRule(Layer):
     """PixelShuffle, [B, C * r * r, H, W] -> [B, C, H * r, W * r], or its inverse, which is its transpose."""
 
+    apart = True
     recomputes = True
 
     def __init__(self, factor: Any, *, inverse: bool = False) -> None:
@@ -128,6 +130,7 @@ class PixelShuffleRule(Layer):
 class ChannelShuffleRule(Layer):
     """ChannelShuffle of h [B, C, *space]: channel i of group j becomes channel j of group i."""
 
+    apart = True
     recomputes = True
 
     def __init__(self, groups: Any) -> None:
