@@ -103,7 +103,7 @@ _TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
     # Likewise, the most rows to a program first.
     "perceptron-exact": {
         "": (_row_tiles(32, 64, 16, 4, 2), _row_tiles(16, 64, 32, 4, 2)),
-        "100": (_row_tiles(64, 64, 16, 8, 3), _row_tiles(16, 64, 32, 4, 3)),
+        "100": (_row_tiles(16, 64, 32, 4, 3),),
         "gfx942": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(16, 64, 32, 4, 2)),
     },
     "perceptron-tf32": {
