@@ -174,7 +174,7 @@ _NEIGHBOURS: dict[str, tuple[Config, ...]] = {
         _tiles(128, 256, 64, 8, 3),
     ),
     "perceptron-exact": (
-        _row_tiles(32, 64, 16, 4, 2),
+        _row_tiles(64, 64, 16, 8, 2),
         _row_tiles(32, 32, 16, 4, 2),
         _row_tiles(64, 32, 16, 8, 2),
         _row_tiles(16, 64, 16, 4, 2),
@@ -187,6 +187,7 @@ _NEIGHBOURS: dict[str, tuple[Config, ...]] = {
     "perceptron-half": (
         _row_tiles(16, 64, 64, 2, 3),
         _row_tiles(32, 64, 64, 4, 3),
+        _row_tiles(32, 128, 64, 8, 3),
         _row_tiles(64, 64, 64, 8, 3),
         _row_tiles(64, 256, 32, 8, 2),
         _row_tiles(128, 64, 64, 8, 2),
