@@ -32,7 +32,7 @@ demo: $(STAMP)  ## Cure a network of a spurious correlation: decoy digits, with 
 	$(BIN)/xattr-cuda demo
 
 test: $(STAMP)  ## Run the tests, a file to a process and JOBS processes at once, on inputs drawn from SEED
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --seed $(SEED)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --seed $(SEED) # long files first
 
 lint: $(STAMP)  ## Check style and types: ruff, clang-format, mypy
 	$(BIN)/ruff check .

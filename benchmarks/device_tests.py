@@ -1,4 +1,6 @@
-"""The tests on a device: a process a file, several at once, and another one where a test brings its process down."""
+"""The tests on a device: a process for each part of a file, several at once, and another one where a test brings its
+process down.
+"""
 
 import json
 import os
@@ -10,24 +12,47 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
-OPERATORS = ("values", "autograd")
-SWEEPS = tuple(f"test_sweep_{name}.py" for name in ("exact", "loss", "precision", "perceptron", "graphs"))
-DTYPES = ("float32", "float64", "bfloat16", "float16")
+BACKENDS = ("triton", "cuda")
+FILES = {
+    "test_ops_mlp.py": 4,
+    "test_sweep_perceptron.py": 3,
+    "test_ops_products.py": 3,
+    "test_sweep_precision.py": 2,
+    "test_ops_values.py": 3,
+    "test_ops_autograd.py": 3,
+    "test_sweep_exact.py": 2,
+    "test_sweep_graphs.py": 1,
+    "test_sweep_loss.py": 1,
+    "test_gini.py": 1,
+}
+"""Files whose tests take every back end in turn, those first that compile most: processes for each back end."""
+ALONE = {"test_gpu_steps.py": 4}  # of the files whose tests are of a GPU alone; others take one process
 PROCESSES = max(2, min(12, (os.cpu_count() or 1) - 2))
 RESTARTS = 20  # of one file: more often no test brings a process down, but something else
 ENDED = (0, 1, 5)  # exit status of pytest: passed, failed, nothing to do
 
 Say = Callable[[str], object]
-Plan = list[tuple[str, str]]
-"""(test file, what the names of its tests must match) for every process."""
+
+
+class Part(NamedTuple):
+    """What one process runs: of the tests of a file whose names match a keyword the `share`-th of `shares` parts."""
+
+    file: str
+    keyword: str = ""
+    share: int = 0
+    shares: int = 1
+
+    def __str__(self) -> str:
+        share = f", {self.share + 1} of {self.shares}" if self.shares > 1 else ""
+        return f"{Path(self.file).name} ({self.keyword or 'all'}{share})"
 
 
 @dataclass
 class Outcomes:
-    """Of one file: test to (outcome, why); collected: all of its tests; broken: why it could not be run."""
+    """Of one part: test to (outcome, why); collected: all of its tests; broken: why it could not be run."""
 
     file: str
     tests: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -56,9 +81,9 @@ def command(file: str, keyword: str) -> list[str]:
     return [sys.executable, "-m", "pytest", "-p", "device_log", "-q", "-W", "default", *chosen, file]
 
 
-def run_file(file: str, keyword: str, deadline: float) -> Outcomes:
-    """All tests of a file, in one process after another until each has an outcome or the time is up."""
-    found = Outcomes(file)
+def run_part(part: Part, deadline: float) -> Outcomes:
+    """All tests of a part, in one process after another until each has an outcome or the time is up."""
+    found = Outcomes(part.file)
     for _ in range(RESTARTS):
         left = deadline - time.monotonic()
         if left <= 0:
@@ -66,10 +91,16 @@ def run_file(file: str, keyword: str, deadline: float) -> Outcomes:
         with tempfile.TemporaryDirectory() as folder:
             log, done = Path(folder, "log"), Path(folder, "done")
             done.write_text("\n".join(found.tests), encoding="utf-8")
-            env = {**os.environ, "XATTR_DEVICE_LOG": str(log), "XATTR_DEVICE_DONE": str(done)}
+            share = f"{part.share}/{part.shares}"
+            env = {"XATTR_DEVICE_LOG": str(log), "XATTR_DEVICE_DONE": str(done), "XATTR_DEVICE_SHARE": share}
             try:
                 process = subprocess.run(
-                    command(file, keyword), cwd=TESTS, env=env, capture_output=True, text=True, timeout=left
+                    command(part.file, part.keyword),
+                    cwd=TESTS,
+                    env={**os.environ, **env},
+                    capture_output=True,
+                    text=True,
+                    timeout=left,
                 )
             except subprocess.TimeoutExpired:
                 found.read(log)
@@ -107,19 +138,19 @@ def counts(tests: dict[str, Any]) -> str:
     return f"{tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped, {tests['missing']} not run"
 
 
-def plan(device: str) -> Plan:
+def plan(device: str) -> list[Part]:
     """Tests of a GPU alone, then those that take every back end in turn; on the CPU, in a rehearsal, a few."""
     if device == "cpu":
-        return [("test_gini.py", "cpu and float32")]
-    others = " and ".join(f"not {dtype}" for dtype in DTYPES)
-    operators = [f"test_ops_{name}.py" for name in OPERATORS]
-    backends = ("triton", "cuda")
-    return [
-        *((path.name, "") for path in sorted(TESTS.glob("test_gpu_*.py"))),
-        *((file, f"{name} and {which}") for name in backends for file in operators for which in (*DTYPES, others)),
-        *((file, "triton") for file in ("test_ops_products.py", "test_gini.py")),
-        *((file, name) for name in backends for file in ("test_ops_mlp.py", *SWEEPS)),
-    ]
+        return in_shares("test_gini.py", "cpu and float32", 2)
+    alone = sorted((path.name for path in TESTS.glob("test_gpu_*.py")), key=lambda name: -ALONE.get(name, 0))
+    every = [in_shares(name, "", ALONE.get(name, 1)) for name in alone]
+    every += [in_shares(file, backend, shares) for file, shares in FILES.items() for backend in BACKENDS]
+    return [part for parts in every for part in parts]
+
+
+def in_shares(file: str, keyword: str, shares: int) -> list[Part]:
+    """The parts of a file, of about as many tests each."""
+    return [Part(file, keyword, share, shares) for share in range(shares)]
 
 
 def run_tests(device: str, deadline: float, say: Say) -> dict[str, Any]:
@@ -127,13 +158,11 @@ def run_tests(device: str, deadline: float, say: Say) -> dict[str, Any]:
 
     deadline: in the seconds of time.monotonic.
     """
-    found: dict[tuple[str, str], Outcomes] = {}
 
-    def run(part: tuple[str, str]) -> None:
-        found[part] = run_file(*part, deadline)
-        say(f"{part[0]} ({part[1] or 'all'}): {counts(summary([found[part]]))}")
+    def run(part: Part) -> Outcomes:
+        found = run_part(part, deadline)
+        say(f"{part}: {counts(summary([found]))}")
+        return found
 
-    parts = plan(device)
     with ThreadPoolExecutor(PROCESSES) as pool:
-        list(pool.map(run, parts))
-    return summary([found[part] for part in parts])
+        return summary(pool.map(run, plan(device)))

@@ -1,5 +1,6 @@
 """Seeds and back ends for every test."""
 
+import os
 import random
 import zlib
 from collections.abc import Iterator
@@ -8,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Read when torch is loaded: processes that share the cores wait for each other, and a thread that waits may hold none.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 import xattr_cuda as xa

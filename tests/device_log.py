@@ -1,8 +1,9 @@
 """A pytest plugin for runs on a device that a test may bring down: `pytest -p device_log`.
 
 XATTR_DEVICE_LOG names a file that gets a line of JSON for what was collected, and for the start and the outcome of each
-test, as it happens; XATTR_DEVICE_DONE one that lists tests to leave out, a line each. After an error that leaves the
-device of no use to the process the run ends, so that another process can go on with the rest.
+test, as it happens; XATTR_DEVICE_DONE one that lists tests to leave out, a line each; XATTR_DEVICE_SHARE, as in `1/4`,
+which part of the tests this process has, counted from 0. After an error that leaves the device of no use to the process
+the run ends, so that another process can go on with the rest.
 """
 
 import json
@@ -23,11 +24,14 @@ def _write(**line: Any) -> None:
         file.write(json.dumps(line) + "\n")
 
 
+@pytest.hookimpl(trylast=True)  # of what keywords have left
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    share, shares = map(int, os.environ["XATTR_DEVICE_SHARE"].split("/"))
+    everything = [*items]
+    first, end = (len(items) * i // shares for i in (share, share + 1))
     done = set(Path(os.environ["XATTR_DEVICE_DONE"]).read_text(encoding="utf-8").splitlines())
-    left_out = [item for item in items if item.nodeid in done]
-    items[:] = [item for item in items if item.nodeid not in done]
-    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items[first:end] if item.nodeid not in done]
+    config.hook.pytest_deselected(items=[item for item in everything if item not in items])
 
 
 @pytest.hookimpl(trylast=True)

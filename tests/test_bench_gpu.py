@@ -310,7 +310,7 @@ def test_a_test_that_brings_its_process_down_is_one_failure(scripts, tmp_path, m
     path = tmp_path / "test_crashing.py"
     path.write_text(CRASHING)
     tests = scripts("device_tests")
-    found = tests.summary([tests.run_file(str(path), "", far())])
+    found = tests.summary([tests.run_part(part, far()) for part in tests.in_shares(str(path), "", 2)])
     assert {key: found[key] for key in ("passed", "failed", "skipped", "missing")} == {
         "passed": 2,
         "failed": 2,
@@ -327,15 +327,17 @@ def test_a_test_file_that_cannot_be_run_is_a_failure(scripts, tmp_path, monkeypa
     path = tmp_path / "test_broken.py"
     path.write_text("import nothing_of_the_kind\n")
     tests = scripts("device_tests")
-    found = tests.summary([tests.run_file(str(path), "", far())])
+    found = tests.summary([tests.run_part(tests.Part(str(path)), far())])
     assert found["failed"] == 1
 
 
 def test_every_test_of_the_plan_is_there(scripts):
     tests = scripts("device_tests")
     for device in ("cpu", "cuda"):
-        assert tests.plan(device)
-        assert all((tests.TESTS / file).exists() for file, _ in tests.plan(device))
+        parts = tests.plan(device)
+        assert parts
+        assert all((tests.TESTS / part.file).exists() for part in parts)
+        assert sorted(parts) == sorted({one for part in parts for one in tests.in_shares(*part[:2], part.shares)})
 
 
 def test_a_kept_report_is_shown_again_and_renews_the_table_of_a_readme(scripts, tmp_path, capsys):

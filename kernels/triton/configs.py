@@ -77,7 +77,7 @@ _TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
             _tiles(64, 64, 64, 4, 3),
         ),
         "90": (
-            _tiles(64, 64, 16, 8, 2),
+            _tiles(64, 64, 16, 8, 3),
             _tiles(128, 128, 32, 8, 4),
             _tiles(64, 64, 32, 4, 4),
             _tiles(128, 128, 64, 8, 4),
@@ -95,24 +95,26 @@ _TABLE: dict[str, dict[str, tuple[Config, ...]]] = {
     "weight_gradients-exact": {
         "": (_tiles(64, 64, 16, 8, 2),),
         "90": (_tiles(64, 64, 16, 4, 2),),
+        "100": (_tiles(64, 64, 16, 4, 2),),
         "gfx942": (_tiles(64, 64, 16, 8, 1),),
     },
     "weight_gradients-tf32": {"": (_tiles(64, 64, 32, 4, 3),), "gfx942": (_tiles(64, 64, 32, 4, 2),)},
     "weight_gradients-half": {"": (_tiles(64, 64, 64, 4, 3),), "gfx942": (_tiles(64, 64, 64, 4, 2),)},
     # Likewise, the most rows to a program first.
     "perceptron-exact": {
-        "": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(16, 64, 32, 4, 2)),
-        "100": (_row_tiles(64, 64, 16, 8, 3), _row_tiles(16, 64, 32, 4, 2)),
+        "": (_row_tiles(32, 64, 16, 4, 2), _row_tiles(16, 64, 32, 4, 2)),
+        "100": (_row_tiles(16, 64, 32, 4, 3),),
+        "gfx942": (_row_tiles(64, 64, 16, 8, 2), _row_tiles(16, 64, 32, 4, 2)),
     },
     "perceptron-tf32": {
         "": (_row_tiles(32, 32, 32, 4, 2), _row_tiles(16, 64, 32, 4, 2)),
         "90": (_row_tiles(32, 64, 32, 4, 2), _row_tiles(16, 64, 32, 4, 2)),
-        "100": (_row_tiles(64, 64, 32, 8, 2), _row_tiles(16, 64, 32, 4, 2)),
+        "100": (_row_tiles(32, 64, 32, 4, 2), _row_tiles(16, 64, 32, 4, 2)),
         "gfx942": (_row_tiles(64, 64, 16, 8, 2),),
     },
     "perceptron-half": {
         "": (_row_tiles(64, 64, 64, 8, 2), _row_tiles(16, 64, 64, 4, 2)),
-        "90": (_row_tiles(64, 128, 64, 8, 2), _row_tiles(32, 128, 64, 8, 3), _row_tiles(16, 128, 64, 4, 2)),
+        "90": (_row_tiles(64, 128, 64, 8, 2), _row_tiles(32, 128, 64, 8, 2), _row_tiles(16, 128, 64, 4, 2)),
         "gfx942": (_row_tiles(64, 64, 32, 8, 1),),
     },
 }
@@ -172,7 +174,7 @@ _NEIGHBOURS: dict[str, tuple[Config, ...]] = {
         _tiles(128, 256, 64, 8, 3),
     ),
     "perceptron-exact": (
-        _row_tiles(32, 64, 16, 4, 2),
+        _row_tiles(64, 64, 16, 8, 2),
         _row_tiles(32, 32, 16, 4, 2),
         _row_tiles(64, 32, 16, 8, 2),
         _row_tiles(16, 64, 16, 4, 2),
@@ -185,6 +187,7 @@ _NEIGHBOURS: dict[str, tuple[Config, ...]] = {
     "perceptron-half": (
         _row_tiles(16, 64, 64, 2, 3),
         _row_tiles(32, 64, 64, 4, 3),
+        _row_tiles(32, 128, 64, 8, 3),
         _row_tiles(64, 64, 64, 8, 3),
         _row_tiles(64, 256, 32, 8, 2),
         _row_tiles(128, 64, 64, 8, 2),

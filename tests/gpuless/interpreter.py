@@ -161,6 +161,16 @@ def _bf16_patches() -> list[Any]:
     return [patch.multiple(Builder, **methods), patch.multiple(Reductions, **reductions)]
 
 
+def _with_index(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The bounds of a loop are arrays of one element, of which a newer numpy makes no number by itself."""
+
+    def patched(tensor: Any, scope: Any) -> None:
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    return patched
+
+
 @functools.cache
 def _interpreted_function(function: Callable[..., Any]) -> Any:
     return interpreter.InterpretedFunction(function)
@@ -183,7 +193,8 @@ def _run(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any
 def interpreted() -> Iterator[None]:
     """Kernels that are launched inside the `with` block are interpreted."""
     with ExitStack() as stack:
-        for change in (*_bf16_patches(), patch.multiple(JITFunction, __call__=_device_call, run=_run)):
+        index = patch.object(interpreter, "_patch_lang_tensor", _with_index(interpreter._patch_lang_tensor))
+        for change in (*_bf16_patches(), index, patch.multiple(JITFunction, __call__=_device_call, run=_run)):
             stack.enter_context(change)
         yield
 

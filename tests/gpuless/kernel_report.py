@@ -60,19 +60,15 @@ def modules() -> list[ModuleType]:
     return [importlib.import_module(f"{kernels.__name__}.{name}") for name in names]
 
 
-def variants() -> Iterator[Any]:
-    """The variants of all modules."""
+def variants(arch: str) -> Iterator[Any]:
+    """The variants of all modules that are meant for an architecture."""
     for module in modules():
-        yield from getattr(module, "VARIANTS", ())
+        yield from (variant for variant in getattr(module, "VARIANTS", ()) if arch in variant.architectures)
 
 
-def jobs(architectures: Iterable[str] = ARCHITECTURES) -> Iterator[tuple[Any, str]]:
-    """(variant, architecture) for every one that a variant is meant for."""
-    wanted = tuple(architectures)
-    for variant in variants():
-        for arch in wanted:
-            if arch in variant.architectures:
-                yield variant, arch
+def jobs(architectures: Iterable[str] = ARCHITECTURES) -> list[tuple[str, str]]:
+    """(kernel, architecture) for all that Triton compiles: by their names, which a process can send to another one."""
+    return [pair for arch in architectures for pair in dict.fromkeys((name_of(one), arch) for one in variants(arch))]
 
 
 def name_of(variant: Any) -> str:
@@ -80,13 +76,12 @@ def name_of(variant: Any) -> str:
     return variant.kernel.fn.__name__
 
 
-def compiled(variant: Any, arch: str) -> MachineCode:
-    """The machine code of a variant."""
+def compiled(variant: Any, arch: str) -> Any:
+    """A variant as Triton compiles it."""
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
-    binary = compile_kernel(
+    return compile_kernel(
         variant.kernel, variant.signature, variant.constants, arch, tuple(variant.divisible), **options
     )
-    return machine_code(binary, arch, variant.num_warps)
 
 
 def faults(variant: Any, code: MachineCode) -> tuple[str, ...]:
@@ -108,10 +103,27 @@ def faults(variant: Any, code: MachineCode) -> tuple[str, ...]:
     return tuple(found)
 
 
-def entry(variant: Any, arch: str) -> Entry:
-    """The line of a variant on an architecture."""
-    code = compiled(variant, arch)
-    return _line("triton", name_of(variant), arch, variant.config, code, faults(variant, code))
+def entries_of(chosen: Iterable[Any], arch: str) -> list[Entry]:
+    """The lines of some variants on an architecture; what does not compile is a line too."""
+    tried = [(variant, _compiled(variant, arch)) for variant in chosen]
+    good = [(variant, binary) for variant, binary in tried if not isinstance(binary, Entry)]
+    codes = machine_code([(binary, variant.num_warps) for variant, binary in good], arch)
+    found = [binary for _, binary in tried if isinstance(binary, Entry)]
+    for (variant, _), code in zip(good, codes, strict=True):
+        found.append(_line("triton", name_of(variant), arch, variant.config, code, faults(variant, code)))
+    return found
+
+
+def _compiled(variant: Any, arch: str) -> Any:
+    try:
+        return compiled(variant, arch)
+    except Exception as error:  # whatever a compiler raises is the finding
+        return _failed("triton", name_of(variant), arch, variant.config, error)
+
+
+def kernel_entries(kernel: str, arch: str) -> list[Entry]:
+    """The lines of a Triton kernel in all its configurations on an architecture."""
+    return entries_of((variant for variant in variants(arch) if name_of(variant) == kernel), arch)
 
 
 def _line(backend: str, kernel: str, arch: str, config: str, code: MachineCode, found: tuple[str, ...]) -> Entry:
@@ -131,15 +143,6 @@ def _line(backend: str, kernel: str, arch: str, config: str, code: MachineCode, 
     )
 
 
-def _entry_at(index: int, architectures: tuple[str, ...]) -> Entry:
-    """Of a list that every process makes for itself, since kernels cannot be sent to another one."""
-    variant, arch = list(jobs(architectures))[index]
-    try:
-        return entry(variant, arch)
-    except Exception as error:  # whatever a compiler raises is the finding
-        return _failed("triton", name_of(variant), arch, variant.config, error)
-
-
 def _failed(backend: str, kernel: str, arch: str, config: str, error: Exception) -> Entry:
     nothing = MachineCode(arch, 0, 0, 0, 0, 0.0, Counter())
     return _line(backend, kernel, arch, config, nothing, (" ".join(str(error).split())[:200],))
@@ -156,10 +159,11 @@ def cuda_entries(op: str, arch: str) -> list[Entry]:
 
 def entries(architectures: tuple[str, ...], processes: int) -> list[Entry]:
     """All lines, compiled by several processes; without nvcc only those of Triton."""
-    count, in_cuda = len(list(jobs(architectures))), cuda_report.jobs(architectures) if toolchain.nvcc() else []
+    in_cuda = cuda_report.jobs(architectures) if toolchain.nvcc() else []
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        found = list(pool.map(_entry_at, range(count), [architectures] * count))
-        return found + [one for part in pool.map(cuda_entries, *zip(*in_cuda, strict=True)) for one in part]
+        begun = [pool.submit(kernel_entries, *job) for job in jobs(architectures)]
+        begun += [pool.submit(cuda_entries, *job) for job in in_cuda]
+        return [one for part in begun for one in part.result()]
 
 
 def table(found: Iterable[Entry]) -> Table:

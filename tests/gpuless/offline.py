@@ -1,15 +1,17 @@
 """Compile Triton kernels for GPUs that are not here, and read from the machine code what they need of them.
 
     compiled = compile_kernel(kernel, signature, constants, "90", divisible, num_warps=4, num_stages=3)
-    machine_code(compiled, "90", num_warps=4)      # registers, spills, shared memory, occupancy, instructions
+    (code,) = machine_code([(compiled, 4)], "90")  # registers, spills, shared memory, occupancy, instructions
 
 This needs neither a driver nor a GPU: NVIDIA's disassembler comes with Triton, AMD's figures are in the assembly. It
 proves that a kernel compiles, fits the register file and the shared memory, and which instructions the compiler chose;
 nothing about results or speed.
 """
 
+import itertools
 import os
 import re
+import struct
 import subprocess
 import tempfile
 from collections import Counter
@@ -27,6 +29,7 @@ from triton.compiler import ASTSource
 _BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 OPCODE = re.compile(r"^\s*(?:/\*[0-9a-f]{4,}\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)*)", re.MULTILINE)
 _AMD_OPCODE = re.compile(r"^\s+([vs]_\w+|(?:buffer|global|flat|ds|scratch)_\w+)", re.MULTILINE)
+INSTRUCTION = 16  # bytes, on every chip here that is NVIDIA's
 USAGE = re.compile(r"\b(REG|STACK|SHARED|LOCAL):(\d+)")
 
 
@@ -144,12 +147,22 @@ class MachineCode:
         return self.shared_bytes <= CHIPS[self.arch].shared_block
 
 
-def machine_code(compiled: Any, arch: str, num_warps: int) -> MachineCode:
-    """Read a compiled kernel."""
-    read = _amd if arch.startswith("gfx") else _nvidia
-    registers, spill, local, ops = read(compiled)
-    shared = compiled.metadata.shared
-    return MachineCode(arch, registers, spill, local, shared, occupancy(arch, registers, shared, num_warps), ops)
+def machine_code(compiled: Sequence[tuple[Any, int]], arch: str) -> list[MachineCode]:
+    """Read kernels that were compiled for an architecture, each given with its number of warps.
+
+    Many at once cost little more than one: a disassembler takes longer to start than to disassemble.
+    """
+    binaries = [binary for binary, _ in compiled]
+    if arch.startswith("gfx"):
+        read = [_amd(binary.asm["amdgcn"]) for binary in binaries]
+    else:
+        read = _nvidia([binary.asm["cubin"] for binary in binaries], arch)
+    found = []
+    for (binary, num_warps), (registers, spill, local, ops) in zip(compiled, read, strict=True):
+        shared = binary.metadata.shared
+        share = occupancy(arch, registers, shared, num_warps)
+        found.append(MachineCode(arch, registers, spill, local, shared, share, ops))
+    return found
 
 
 def occupancy(arch: str, registers: int, shared: int, num_warps: int) -> float:
@@ -166,13 +179,37 @@ def occupancy(arch: str, registers: int, shared: int, num_warps: int) -> float:
     return blocks * num_warps / chip.warps
 
 
-def _nvidia(compiled: Any) -> tuple[int, int, int, Counter[str]]:
+def _nvidia(cubins: Sequence[bytes], arch: str) -> list[tuple[int, int, int, Counter[str]]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
-        path.write_bytes(compiled.asm["cubin"])
-        usage = {key: int(value) for key, value in USAGE.findall(tool("cuobjdump", "--dump-resource-usage", path))}
-        ops = Counter(OPCODE.findall(tool("nvdisasm", "-c", path)))
-    return usage["REG"], usage.get("STACK", 0), usage.get("LOCAL", 0), ops
+        usages = []
+        for cubin in cubins:
+            path.write_bytes(cubin)
+            words = tool("cuobjdump", "--dump-resource-usage", path)
+            usages.append({key: int(value) for key, value in USAGE.findall(words)})
+    ops = disassembled([text_of(cubin) for cubin in cubins], arch)
+    numbers = ((usage["REG"], usage.get("STACK", 0), usage.get("LOCAL", 0)) for usage in usages)
+    return [(*three, Counter(found)) for three, found in zip(numbers, ops, strict=True)]
+
+
+def text_of(cubin: bytes) -> bytes:
+    """The instructions of a cubin: what lies in its sections `.text.*`, of a 64-bit ELF file."""
+    (table,), (size, count, names) = struct.unpack_from("<Q", cubin, 40), struct.unpack_from("<HHH", cubin, 58)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
+    first = sections[names][4]  # of a section: name, kind, flags, address, place, size
+    return b"".join(cubin[s[4] : s[4] + s[5]] for s in sections if cubin.startswith(b".text.", first + s[0]))
+
+
+def disassembled(codes: Sequence[bytes], arch: str) -> list[list[str]]:
+    """The opcodes of pieces of machine code, in their order, by one run of the disassembler."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "code")
+        path.write_bytes(b"".join(codes))
+        ops = iter(OPCODE.findall(tool("nvdisasm", "--binary", f"SM{arch}", "--no-dataflow", path)))
+    found = [[*itertools.islice(ops, len(code) // INSTRUCTION)] for code in codes]
+    if [len(one) * INSTRUCTION for one in found] != [*map(len, codes)] or any(ops):
+        raise ValueError("the disassembler printed another number of instructions than there are")
+    return found
 
 
 def tool(name: str, *args: object) -> str:
@@ -180,9 +217,7 @@ def tool(name: str, *args: object) -> str:
     return subprocess.run([_BIN / name, *args], capture_output=True, text=True, check=True).stdout
 
 
-def _amd(compiled: Any) -> tuple[int, int, int, Counter[str]]:
-    text = compiled.asm["amdgcn"]
-
+def _amd(text: str) -> tuple[int, int, int, Counter[str]]:
     def number(name: str) -> int:
         found = re.search(rf"\.{name}:?\s+(\d+)", text)
         return int(found[1]) if found else 0

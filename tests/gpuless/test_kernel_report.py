@@ -6,40 +6,30 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from triton.runtime.jit import JITFunction
 
-from gpuless import cuda_report, launchers, samples, toolchain
+from gpuless import cuda_report, launchers, offline, samples, toolchain
 from gpuless import kernel_report as report
 
-EVERYTHING = ("90",)
-"""For these all variants are compiled here, and one of each kernel for the others; `make kernel-report` does all."""
+
+def entry(variant, arch):
+    (found,) = report.entries_of([variant], arch)
+    return found
 
 
-def _id(job):
-    variant, arch = job
-    return f"{report.name_of(variant)}-{variant.config}-{arch}"
-
-
-def _jobs():
-    seen = set()
-    for variant, arch in report.jobs():
-        key = (report.name_of(variant), variant.gemm, variant.elementwise, arch)
-        if arch in EVERYTHING or key not in seen:
-            seen.add(key)
-            yield variant, arch
-
-
-@pytest.mark.parametrize("job", list(_jobs()), ids=_id)
+@pytest.mark.parametrize("job", report.jobs(), ids="-".join)
 def test_a_kernel_spills_nothing_fits_the_chip_and_uses_its_units(job):
-    assert report.entry(*job).faults == ()
+    """In every configuration, on every architecture."""
+    found = report.kernel_entries(*job)
+    assert found
+    assert {one.config: one.faults for one in found if one.faults} == {}
 
 
 def test_every_kernel_has_variants():
-    covered = {report.name_of(variant) for variant in report.variants()}
+    covered = {kernel for kernel, _ in report.jobs()}
     kernels = {
         name
         for module in report.modules()
@@ -109,7 +99,7 @@ def scaling(divisible=("x_ptr", "y_ptr", "n")):
 @pytest.mark.parametrize("arch", report.ARCHITECTURES)
 def test_good_kernels_have_no_faults(arch):
     for variant in (sample(), scaling()):
-        found = report.entry(variant, arch)
+        found = entry(variant, arch)
         assert found.faults == ()
         assert 0 < found.registers <= 256
         assert 0 < found.occupancy <= 1
@@ -117,31 +107,31 @@ def test_good_kernels_have_no_faults(arch):
 
 @pytest.mark.parametrize("arch", ["80", "gfx942"])
 def test_spills_are_a_fault(arch):
-    found = report.entry(sample(warps=1, BM=128, BN=128), arch)
+    found = entry(sample(warps=1, BM=128, BN=128), arch)
     assert found.spill_bytes > 0
     assert "local memory" in found.faults[0]
 
 
 @pytest.mark.parametrize(("arch", "stages"), [("80", 8), ("90", 8), ("gfx942", 4)])
 def test_too_much_shared_memory_is_a_fault(arch, stages):
-    found = report.entry(sample(stages=stages, warps=8, BM=128, BN=128, BK=64), arch)
+    found = entry(sample(stages=stages, warps=8, BM=128, BN=128, BK=64), arch)
     assert any("shared memory" in fault for fault in found.faults)
 
 
 def test_a_product_without_tensor_cores_is_a_fault_unless_it_is_exact():
     exact = sample("s-ieee-fp32")
     exact.signature = {name: kind.replace("fp16", "fp32") for name, kind in samples.LINEAR_TYPES.items()}
-    assert report.entry(exact, "90").faults == ()
+    assert entry(exact, "90").faults == ()
     exact.config = "s-tf32-fp32"
-    assert report.entry(exact, "90").faults == ("a product without tensor cores",)
+    assert entry(exact, "90").faults == ("a product without tensor cores",)
 
 
 def test_narrow_accesses_are_a_fault():
-    assert "narrow accesses" in report.entry(scaling(divisible=()), "90").faults[0]
+    assert "narrow accesses" in entry(scaling(divisible=()), "90").faults[0]
 
 
 def test_the_report_is_written_and_its_exit_status_says_whether_all_is_well(tmp_path, monkeypatch, capsys):
-    found = [report.entry(scaling(), "90"), report.entry(scaling(divisible=()), "90")]
+    found = [entry(scaling(), "90"), entry(scaling(divisible=()), "90")]
     monkeypatch.setattr(report, "entries", lambda architectures, processes: found)
     output = tmp_path / "folder" / "report.json"
     assert report.main(["--output", str(output)]) == 1
@@ -161,11 +151,23 @@ def test_an_unknown_architecture_is_refused():
         report.main(["75"])
 
 
-def test_an_error_of_the_compiler_is_a_line_of_its_own(monkeypatch):
+def test_an_error_of_the_compiler_is_a_line_of_its_own():
     broken = sample()
     broken.constants = {**broken.constants, "BM": 48}
-    monkeypatch.setattr(report, "variants", lambda: iter([broken]))
-    found = report._entry_at(0, ("90",))
-    assert found.faults
-    assert found.registers == 0
-    assert torch.version.cuda is None or found.arch == "sm_90"
+    found = report.entries_of([broken, scaling()], "90")
+    assert [bool(one.faults) for one in found] == [True, False]
+    assert (found[0].registers, found[0].arch) == (0, "sm_90")
+
+
+def test_instructions_belong_to_their_kernel(monkeypatch):
+    """Of several kernels that are disassembled at once."""
+    chosen = [scaling(), sample(), scaling(divisible=())]
+    together = report.entries_of(chosen, "90")
+    assert together == [entry(one, "90") for one in chosen]
+    assert [bool(one.tensor_core_ops) for one in together] == [False, True, False]
+    assert [bool(one.wide_memory_ops) for one in together[::2]] == [True, False]
+    monkeypatch.setattr(offline, "tool", lambda *given: "/*0000*/ EXIT ;")
+    assert offline.disassembled([bytes(16)], "90") == [["EXIT"]]
+    for length in (0, 32):
+        with pytest.raises(ValueError, match="another number of instructions"):
+            offline.disassembled([bytes(length)], "90")

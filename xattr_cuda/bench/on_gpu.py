@@ -90,7 +90,7 @@ def on_gpu(case: Case, dtype: str) -> OnGpu:
         steps[name], _ = record(CONTESTANTS[who].make(p), by_layer)
         whole |= any(one.name == WHOLE for one in launches)
     layers, size = layers_of(p), p.x.element_size()
-    least, library = (least_bytes(layers, size, p.chains, epilogues) for epilogues in (True, False))
+    least, library = (least_bytes(layers, size, p.chains, kinds) for kinds in ((), ("convolution",)))
     return OnGpu(dtype, whole, parts, steps, least, library, least_flops(layer_flops(p), p.chains))
 
 

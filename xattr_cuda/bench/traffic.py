@@ -77,19 +77,19 @@ def _mask(elements: int) -> int:
     return elements // 8
 
 
-def _pass(layer: Layer, pooled: "dict[Layer | None, Layer]", size: int, epilogues: bool) -> int:
+def _pass(layer: Layer, pooled: "dict[Layer | None, Layer]", size: int, library: Sequence[str]) -> int:
     """Bytes of a layer in one sweep, up or down."""
     if layer.kind in ACTIVATIONS:
         if layer in pooled:
             return _mask(pooled[layer].made)
-        apart = not epilogues and layer.reads[0] is not None and layer.reads[0].kind == "convolution"
+        apart = layer.reads[0] is not None and layer.reads[0].kind in library
         return _mask(layer.made) + (2 * size * layer.made if apart else 0)
     if layer.kind in SUMS:
-        return size * layer.made * (1 if epilogues else 3)
+        return size * layer.made * (3 if "convolution" in library else 1)
     return size * (layer.given + layer.made + layer.weight) + (layer.made if layer.kind in POOLS else 0)
 
 
-def least_bytes(layers: Sequence[Layer], size: int, chains: int, epilogues: bool = True) -> int:
+def least_bytes(layers: Sequence[Layer], size: int, chains: int, library: Sequence[str] = ()) -> int:
     """Bytes of the network's part of a step, of values of `size` bytes, in one chain or two.
 
     The sweeps are those of section 2 of the design, and every product of them is one kernel that reads its factors and
@@ -109,16 +109,16 @@ def least_bytes(layers: Sequence[Layer], size: int, chains: int, epilogues: bool
     product. Then each product has its weight gradient, which reads its pair of factors for each chain and writes a
     weight.
 
-    epilogues: False where convolutions are those of a library, out of which nothing else comes: the activations and the
-    sums behind them read and write their values once more.
+    library: the kinds of products that are a library's, out of which nothing else comes: the activations behind them
+    and, behind convolutions, the sums read and write their values once more.
     """
     readers = Counter(read for layer in layers for read in layer.reads)
     pooled = {layer.reads[0]: layer for layer in layers if layer.kind in POOLS and readers[layer.reads[0]] == 1}
     products = [layer for layer in layers if layer.kind in PRODUCTS]
     first, last = products[0], products[-1]
-    sweep = sum(_pass(layer, pooled, size, epilogues) for layer in layers)
+    sweep = sum(_pass(layer, pooled, size, library) for layer in layers)
     forward, attribution = sweep, sweep + 3 * size * first.given
-    tangent = sweep + 3 * size * first.given - _pass(last, pooled, size, epilogues)
-    cotangent = 0 if chains == 1 else sweep - _pass(first, pooled, size, epilogues)
+    tangent = sweep + 3 * size * first.given - _pass(last, pooled, size, library)
+    cotangent = 0 if chains == 1 else sweep - _pass(first, pooled, size, library)
     gradients = sum(size * (chains * (layer.given + layer.made) + layer.weight) for layer in products)
     return forward + attribution + tangent + cotangent + gradients
