@@ -259,6 +259,24 @@ def of_the_loss_in_fsdp(share):
     return gradients(share.model)
 
 
+SHARE = slice(1, 3)  # of the rows of each of two processes
+ROWS = torch.tensor([1, 2, 5, 6])  # the same rows in one
+
+
+@case
+def rows_in_ddp(share):
+    sweep = DistributedDataParallel(xa.Sweep(share.model))
+    with_mean(partial(sweep, rows=SHARE), share.x, share.labels).backward()
+    return gradients(share.model)
+
+
+@case
+def rows_in_fsdp_in_another_dtype(share):
+    sweep = partial(share.shard(), rows=SHARE, attribution_dtype=torch.float64)
+    with_mean(sweep, share.x, share.labels).backward()
+    return gradients(share.model)
+
+
 def halves(share):
     return zip(share.x.chunk(2), share.labels.chunk(2), strict=True)
 

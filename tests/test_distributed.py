@@ -10,6 +10,7 @@ import runpy
 import subprocess
 import sys
 import time
+from functools import partial
 
 import distributed_jobs as jobs
 import pytest
@@ -52,6 +53,9 @@ def of_one_process(name, seed, title):
         return jobs.trained(share, xa.Sweep(model), None, x, labels)
     if title.startswith("of_the_loss"):
         jobs.of_loss(xa.Sweep(model, nn.CrossEntropyLoss()), x, labels).backward()
+        return jobs.gradients(model)
+    if title.startswith("rows"):
+        jobs.with_mean(partial(xa.Sweep(model), rows=jobs.ROWS), x, labels).backward()
         return jobs.gradients(model)
     if title == "fsdp_with_frozen_layers":
         jobs.layers(model)[0].requires_grad_(False)
