@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import non_finite, sample_inputs
-from helpers import assert_within_twice
+from helpers import assert_within
 
 from xattr_cuda.kernels import reference
 
@@ -17,14 +17,30 @@ pytestmark = pytest.mark.usefixtures("emulated", "poisoned")
 by_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 
 
+ORDERS = 8  # of what is summed: one of them may be exact by luck
+
+
+def errors(a, truth):
+    """PyTorch's own largest errors of mean_abs, l1 and l2 over several orders of rows and of features."""
+    flat, largest = a.reshape(len(a), a.shape[1:].numel()), [0.0, 0.0, 0.0]
+    for _ in range(ORDERS):
+        rows, columns = torch.randperm(len(flat)), torch.randperm(flat.shape[1])
+        turned = flat[rows][:, columns]
+        sums = reference.input_times_gradient(turned, torch.ones_like(turned))[1:]
+        for k, (found, t, order) in enumerate(zip(sums, truth, (columns, rows, rows), strict=True)):
+            largest[k] = max(largest[k], float((found.double() - t.flatten()[order]).abs().max()) if t.numel() else 0.0)
+    return largest
+
+
 def assert_right(*args):
     """The attribution is the reference's to the bit, and so are its sums but for the order of them."""
     found, plain = kernels.input_times_gradient(*args), reference.input_times_gradient(*args)
     torch.testing.assert_close(found[0], plain[0], rtol=0, atol=0)
     a = plain[0].double()
-    truth = reference.input_times_gradient(a, torch.ones_like(a))
-    for name, f, p, t in zip(("mean_abs", "l1", "l2"), found[1:], plain[1:], truth[1:], strict=True):
-        assert_within_twice(f, p, t, f"{name} of {list(a.shape)}")
+    truth = reference.input_times_gradient(a, torch.ones_like(a))[1:]
+    for name, f, t, error in zip(("mean_abs", "l1", "l2"), found[1:], truth, errors(plain[0], truth), strict=True):
+        assert f.dtype == torch.float32
+        assert_within(f, t, error, f"{name} of {list(a.shape)}")
     assert all(f.is_contiguous() for f in found)
 
 

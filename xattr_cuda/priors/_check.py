@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 
-def check_attribution(attribution: Tensor, prior: str, dims: int = 1, name: str = "attribution") -> Tensor:
-    """`attribution` in fp32 at least, for sums; raises unless it is a floating tensor of at least `dims` dimensions."""
+def check_floating(attribution: Tensor, prior: str, dims: int = 1, name: str = "attribution") -> torch.dtype:
+    """The dtype for sums, fp32 at least; raises unless this is a floating tensor of at least `dims` dimensions."""
     if not isinstance(attribution, Tensor) or not attribution.is_floating_point():
         given = (
             f"a {attribution.dtype} tensor" if isinstance(attribution, Tensor) else f"a {type(attribution).__name__}"
@@ -13,7 +13,13 @@ def check_attribution(attribution: Tensor, prior: str, dims: int = 1, name: str 
         raise TypeError(f"{prior}: `{name}` is {given}; wanted one floating tensor [B, ...]")
     if attribution.dim() < dims:
         raise ValueError(f"{prior}: `{name}` has shape {list(attribution.shape)}; wanted at least {dims} dimensions")
-    return attribution.to(torch.promote_types(attribution.dtype, torch.float32))
+    return torch.float64 if attribution.dtype == torch.float64 else torch.float32
+
+
+def check_attribution(attribution: Tensor, prior: str, dims: int = 1, name: str = "attribution") -> Tensor:
+    """`attribution` in the dtype for sums; raises as `check_floating` does."""
+    wide = check_floating(attribution, prior, dims, name)
+    return attribution.to(wide)
 
 
 def check_tensor(value: Tensor, prior: str, name: str, wanted: str) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import ops
 from ._batch import batch_mean
-from ._check import check_attribution
+from ._check import check_attribution, check_floating
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -29,8 +29,8 @@ def gini(attribution: Tensor, *, group: "ProcessGroup | None" = None) -> Tensor:
     >>> xa.priors.gini(torch.tensor([[3.0, -1.0]])).item()
     -0.25
     """
-    size = check_attribution(attribution, "gini", dims=2).abs()
-    mean = batch_mean(size.sum(0), len(size), group, "gini")
+    wide = check_floating(attribution, "gini", dims=2)
+    mean = batch_mean(attribution.abs().sum(0, dtype=wide), len(attribution), group, "gini")
     value, _ = ops.gini(mean.flatten())
     return -value.to(attribution.dtype)
 
@@ -49,8 +49,8 @@ def l1(attribution: Tensor, *, group: "ProcessGroup | None" = None) -> Tensor:
     >>> xa.priors.l1(torch.tensor([[3.0, -1.0], [0.0, 2.0]])).item()
     3.0
     """
-    wide = check_attribution(attribution, "l1")
-    return batch_mean(wide.abs().sum(), len(wide), group, "l1").to(attribution.dtype)
+    wide = check_floating(attribution, "l1")
+    return batch_mean(attribution.abs().sum(dtype=wide), len(attribution), group, "l1").to(attribution.dtype)
 
 
 def l2(attribution: Tensor, *, group: "ProcessGroup | None" = None) -> Tensor:
