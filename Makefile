@@ -58,7 +58,7 @@ cuda-link: $(STAMP)  ## Build, link and import the CUDA kernels with a CUDA buil
 
 triton-release: $(STAMP)  ## Run the tests of the kernels on another release of Triton: make triton-release TRITON=3.6.0
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/triton-$(TRITON) triton==$(TRITON)
-	PYTHONPATH=build/triton-$(TRITON) $(BIN)/python -m pytest tests/gpuless tests/test_tuned.py tests/test_traced.py
+	PYTHONPATH=build/triton-$(TRITON) $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --seed $(SEED) tests/gpuless tests/test_tuned.py tests/test_traced.py
 
 gpu-check:  ## On a machine with a GPU, torch and triton, without network or .venv: build, test and time there (under 8 minutes)
 	$(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)

@@ -62,9 +62,10 @@ Attributed mlp_attribute(
     const AttributeCall call{net, row_major(x), row_major(*u), keep_h, keep_g};
     bool served = false;
     cuda::for_math(kernel_dtype(x.scalar_type()), rounds_to_tf32(), [&](auto math) {
-      served = attribute<decltype(math)>(call, found);
+      served = serves_within_memory([&] { return attribute<decltype(math)>(call, found); });
     });
     if (served) return found;
+    found = {};
   }
   if (way != Way::kBelow) return attribute_by_layers(net, x, *u, keep_h, keep_g);
   static const auto below = layer_below<decltype(mlp_attribute)>(op);

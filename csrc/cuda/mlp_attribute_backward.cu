@@ -178,9 +178,10 @@ GradientsAndEnds mlp_attribute_backward(
     const c10::cuda::CUDAGuard guard(like.device());
     bool served = false;
     cuda::for_math(kernel_dtype(like.scalar_type()), rounds_to_tf32(), [&](auto math) {
-      served = gradients_of<decltype(math)>(call, found);
+      served = serves_within_memory([&] { return gradients_of<decltype(math)>(call, found); });
     });
     if (served) return found;
+    found = {};
   }
   if (way != Way::kBelow) {
     const LayerChains chains{call.x, call.a, call.s, call.c, call.delta, call.bits, call.g, call.h};

@@ -47,6 +47,16 @@ inline Way way_of(const Perceptron& net, const at::Tensor& like) {
   return small && like.scalar_type() != at::kFloat ? Way::kBelow : Way::kLayers;
 }
 
+// Whether `run` served a call: not where it says so, nor where there was no memory for what its kernels keep.
+template <class Run>
+bool serves_within_memory(const Run& run) {
+  try {
+    return run();
+  } catch (const c10::OutOfMemoryError&) {
+    return false;
+  }
+}
+
 // Whether fp32 is multiplied as TF32: what torch.get_float32_matmul_precision() says.
 inline bool rounds_to_tf32() {
   return at::globalContext().float32MatmulPrecision() != at::Float32MatmulPrecision::HIGHEST;

@@ -106,12 +106,31 @@ def _build(driver: str, mode: str, kernels: Path) -> Program:
     folder = Path(tempfile.mkdtemp(dir=_folder().name))
     source, path = folder / "driver.cpp", folder / "program"
     source.write_text('#include "main.h"\n' + driver)
-    places = ["-I", SHIM, "-I", kernels, "-isystem", headers()]
-    command = [gxx(), *_FLAGS, *MODES[mode], "-include", SHIM / "cuemu.h", *places, source, SHIM / "main.cpp"]
-    done = subprocess.run([*map(str, command), "-o", str(path)], capture_output=True, text=True)
-    if done.returncode or "warning:" in done.stderr:
-        raise ShimError(done.stderr)
+    common = _common(mode)
+    stderr = _compile(mode, common, "-I", kernels, source, common / "main.o", "-o", path)
+    if "warning:" in stderr:
+        raise ShimError(stderr)
     return Program(path)
+
+
+@functools.cache
+def _common(mode: str) -> Path:
+    """A folder with what all programs of a mode have in common, compiled: cuemu.h, and main.o."""
+    folder = Path(tempfile.mkdtemp(dir=_folder().name))
+    _compile(mode, folder, "-x", "c++-header", SHIM / "cuemu.h", "-o", folder / "cuemu.h.gch")
+    _compile(mode, folder, "-c", SHIM / "main.cpp", "-o", folder / "main.o")
+    return folder
+
+
+def _compile(mode: str, common: Path, *more: object) -> str:
+    """Run g++ in a mode; what it wrote to stderr."""
+    included = ("-include", "cuemu.h") if (common / "cuemu.h.gch").exists() else ()
+    places = ["-I", common, "-I", SHIM, "-isystem", headers()]
+    command = [gxx(), *_FLAGS, *MODES[mode], *places, *included, *more]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    if done.returncode:
+        raise ShimError(done.stderr)
+    return done.stderr
 
 
 def with_fault(file: str, old: str, new: str) -> Path:

@@ -104,6 +104,10 @@ goes_by_layers(net((512,) * 16, 9, torch.float32))  # the masks of so many layer
 assert check(net((512, 512, 2), 9, torch.float32), chains=("both",)) > 0
 assert not fallen
 
+glue.exhaust(True)  # memory: layer by layer needs less of it
+goes_by_layers(net((37, 130, 33, 2), 70, torch.bfloat16))
+glue.exhaust(False)
+
 glue.use(True, False)  # not forced: whatever was the fastest
 goes_by_layers(net((37, 130, 33, 1), 70, torch.float32))
 goes_by_layers(net((5, 4, 3), 0, torch.float32))

@@ -5,8 +5,14 @@
 #include "cuemu.h"
 
 static int64_t launches = 0;
+static bool exhausted = false;
+
+static void take_memory() {
+  TORCH_CHECK_WITH(OutOfMemoryError, !exhausted, "no memory is left, as a test wishes");
+}
+
 #define XATTR_LAUNCH(kernel, grid, block, shared, stream, ...) \
-  (++launches, cuemu::launch(grid, block, shared, [&] { kernel(__VA_ARGS__); }))
+  (take_memory(), ++launches, cuemu::launch(grid, block, shared, [&] { kernel(__VA_ARGS__); }))
 
 #include "cpu/perceptron.cpp"
 #include "cuda/add_relu_mask.cu"
@@ -43,5 +49,6 @@ TORCH_LIBRARY(xattr_glue, m) {
   m.def("pretend", [](int64_t capability, int64_t processors) {
     xattr::device = {static_cast<int>(capability), static_cast<int>(processors)};
   });
+  m.def("exhaust", [](bool now) { exhausted = now; });
   m.def("use", [](bool on, bool forced) { xattr::in_use = on, xattr::are_forced = forced; });
 }
