@@ -80,6 +80,28 @@ def device(backend: str) -> str:
     return BACKENDS[backend]
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """On one thread: two that wait for each other on a busy machine take ten times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def restored_rules() -> Iterator[None]:
+    """The rules are afterwards those that they were before."""
+    from xattr_cuda.sweep.rules import registry
+
+    tables = (registry._MODULES, registry._RESOLVED, registry._FUNCTIONS)
+    copies = [dict(table) for table in tables]
+    yield
+    for table, before in zip(tables, copies, strict=True):
+        table.clear()
+        table.update(before)
+
+
 @pytest.fixture(scope="session")
 def _emulating_driver() -> Any:
     """One driver for all tests: Triton keeps what it has compiled by driver."""

@@ -3,14 +3,11 @@
 A case takes a `Share` and returns gradients, by the names of parameters.
 """
 
-import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
-from pathlib import Path
 
+import gloo
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -372,9 +369,8 @@ def in_bf16(share: Share, how: str, engine: str) -> Tensors:
 
 
 def run(rank: int, folder: str, seed: int) -> None:
-    """One process of two: every case in turn. The first keeps what they return, or how they fail."""
-    dist.init_process_group("gloo", f"file://{folder}/meet", world_size=2, rank=rank, timeout=timedelta(seconds=60))
-    torch.set_num_threads(1)
+    """One process of two: every case in turn. It hands in what they return, or how they fail."""
+    gloo.join(rank, 2, folder)
     from distributed_refusals import REFUSALS
 
     found: dict[object, object] = {}
@@ -386,11 +382,7 @@ def run(rank: int, folder: str, seed: int) -> None:
                 found[how, engine, name] = _caught(lambda n=name, h=how, e=engine: in_bf16(Share(n, seed), h, e))
     for title, function in REFUSALS.items():
         found["refused", title] = _caught(lambda f=function: f(Share("residual", seed)))
-    torch.save(found, f"{folder}/{rank}.part")
-    Path(folder, f"{rank}.part").rename(Path(folder, f"{rank}.pt"))
-    while not all(Path(folder, f"{other}.pt").exists() for other in range(2)):
-        time.sleep(0.05)
-    os._exit(0)  # gloo's own farewell may abort or wait for ever when one process is faster than the other
+    gloo.hand_in(found, rank, 2, folder)
 
 
 def _caught(function: Callable[[], object]) -> object:

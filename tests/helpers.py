@@ -1,6 +1,9 @@
 """Errors, the eager double backward that the sweeps replace, and comparisons of the two."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -150,3 +153,9 @@ def assert_same_step(got: Step, want: Step, tolerance: float = 1e-10) -> None:
         assert value.dtype == other.dtype, f"{name}: dtype {value.dtype}, wanted {other.dtype}"
         error = relative_error(value, other)
         assert error <= tolerance, f"{name}: relative error {error:.3g}, allowed {tolerance:.3g}"
+
+
+def run_python(code: str) -> "subprocess.CompletedProcess[str]":
+    """The finished process of a program, in which warnings are errors."""
+    command, elsewhere = [sys.executable, "-W", "error", "-c", code], Path(__file__).anchor
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=elsewhere)

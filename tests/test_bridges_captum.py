@@ -1,8 +1,6 @@
 """The attribution classes as Captum's own: its NoiseTunnel, its metrics and its visualiser run on them."""
 
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import captum.attr
@@ -13,6 +11,7 @@ import torch
 from attr_cases import assert_equal, rows, smooth
 from captum.attr import visualization
 from captum.metrics import infidelity, infidelity_perturb_func_decorator, sensitivity_max
+from helpers import run_python
 from networks import linear
 from test_examples import run
 from torch import nn
@@ -171,7 +170,7 @@ def test_captum_is_imported_when_it_is_needed_and_not_missed_where_it_is_not():
         "assert xa.attr.IntegratedGradients(model).attribute(x, target=1).allclose(attribution, atol=1e-5)\n"
         "assert xa.attr.ExpectedGradients(model, x).attribute(x, target=1).shape == x.shape\n"
     )
-    result = subprocess.run([sys.executable, "-W", "error", "-c", check], capture_output=True, text=True, timeout=120)
+    result = run_python(check)
     assert result.returncode == 0, result.stderr
 
 

@@ -16,7 +16,6 @@ from xattr_cuda.bridges.onnx import ExportError
 from xattr_cuda.bridges.plain_layers import plain
 from xattr_cuda.extras import MissingPackageError
 from xattr_cuda.sweep.arguments import leaves
-from xattr_cuda.sweep.rules import registry
 
 TOLERANCE = 1e-5  # of onnxruntime against PyTorch in fp32, over the largest value
 SINGLE = [name for name in graphs.CASES if name not in ("several outputs", "one value returned twice")]
@@ -37,17 +36,6 @@ def assert_near(got, want, what, tolerance=TOLERANCE):
         assert g.shape == w.shape
         assert float(size) > 0, f"{what}: nothing to compare"
         assert float((g - w).abs().max() / size) <= tolerance, what
-
-
-@pytest.fixture
-def restored_rules():
-    """The rules are afterwards those that they were before."""
-    tables = (registry._MODULES, registry._RESOLVED, registry._FUNCTIONS)
-    copies = [dict(table) for table in tables]
-    yield
-    for table, before in zip(tables, copies, strict=True):
-        table.clear()
-        table.update(before)
 
 
 LAYERS = {

@@ -1,13 +1,12 @@
 """The estimators for scikit-learn: its own checks, completeness, priors, row weights, and its tools around them."""
 
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import run_python
 from sklearn.base import clone
 from sklearn.feature_selection import SelectFromModel
 from sklearn.model_selection import GridSearchCV
@@ -24,13 +23,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "sklearn_table.py"
 KINDS = ["binary", "many", "numbers"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks as small as these are slower on two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @parametrize_with_checks([XMLPClassifier(), XMLPRegressor()])
@@ -230,7 +223,7 @@ def test_the_bridges_say_how_to_install_what_they_need():
         "except ImportError as error:\n"
         "    print(error)"
     )
-    result = subprocess.run([sys.executable, "-W", "error", "-c", check], capture_output=True, text=True, timeout=120)
+    result = run_python(check)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "this needs sklearn, which is not installed: pip install xattr_cuda[sklearn]\n"
 

@@ -7,12 +7,13 @@ import signal
 import sys
 
 import pytest
-import torch
 from processes import TORCHRUN, finish, start, wait_for
 from test_cli import write_table
 
 from xattr_cuda.cli import main
 from xattr_cuda.training import protocol
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 EPOCHS = 400
 
@@ -24,16 +25,11 @@ def command(*more, epochs=EPOCHS, output="out"):
 
 
 def run(monkeypatch, folder, *arguments):
-    """The command within this process, on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """The command within this process."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["xattr-cuda", *arguments])
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        torch.set_num_threads(threads)
+    with pytest.raises(SystemExit) as ended:
+        main()
     return ended.value.code
 
 

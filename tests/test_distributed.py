@@ -9,14 +9,13 @@ import re
 import runpy
 import subprocess
 import sys
-import time
 from functools import partial
 
 import distributed_jobs as jobs
 import pytest
 import torch
-import torch.multiprocessing as mp
 from distributed_refusals import REFUSALS
+from gloo import found_by
 from helpers import relative_error
 from torch import nn
 
@@ -33,16 +32,7 @@ def seed(request):
 @pytest.fixture(scope="module")
 def found(seed, tmp_path_factory):
     """What each of two processes returned from every case."""
-    folder = tmp_path_factory.mktemp("job")
-    started = mp.spawn(jobs.run, (str(folder), seed), nprocs=2, join=False)
-    limit = time.monotonic() + 400
-    try:
-        while not started.join(timeout=1):
-            assert time.monotonic() < limit, "the processes did not end"
-    finally:
-        for each in started.processes:
-            each.kill()
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return found_by(jobs.run, 2, tmp_path_factory.mktemp("job"), seed, seconds=400)
 
 
 def of_one_process(name, seed, title):

@@ -26,12 +26,7 @@ from xattr_cuda.training.state import Randomness, Trained
 STEPS = 24  # of a whole job: four epochs of six batches
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

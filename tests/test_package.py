@@ -1,12 +1,11 @@
 """The package as a whole: what importing it does, its public index, its layers, and the size of its parts."""
 
 import ast
-import subprocess
-import sys
 import types
 from pathlib import Path
 
 import pytest
+from helpers import run_python
 
 import xattr_cuda as xa
 
@@ -25,12 +24,6 @@ def module_name(path):
 
 FILES = {module_name(path): path for folder in (PACKAGE, KERNELS) for path in sorted(folder.rglob("*.py"))}
 OPTIONAL = ("triton",)  # third-party modules that only their own back end needs
-
-
-def run_python(code):
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT.anchor
-    )
 
 
 def test_every_module_is_imported_without_a_warning():

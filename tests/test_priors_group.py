@@ -3,15 +3,10 @@
 One job of four processes does everything: its first two also form a group of their own, and each forms one alone.
 """
 
-import os
-import time
-from datetime import timedelta
-from pathlib import Path
-
+import gloo
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from helpers import relative_error
 from prior_cases import PRIORS
 from torch.nn.parallel import DistributedDataParallel
@@ -102,13 +97,8 @@ def work(rank, sweep, x, labels):
 
 
 def process(rank, folder):
-    dist.init_process_group("gloo", f"file://{folder}/meet", world_size=4, rank=rank, timeout=timedelta(seconds=60))
-    torch.set_num_threads(1)
-    torch.save(work(rank, *torch.load(f"{folder}/given.pt", weights_only=False)), f"{folder}/{rank}.part")
-    Path(folder, f"{rank}.part").rename(f"{folder}/{rank}.pt")
-    while not all(Path(folder, f"{other}.pt").exists() for other in range(4)):
-        time.sleep(0.05)
-    os._exit(0)  # gloo's own farewell may abort or wait for ever when one process is faster than the other
+    gloo.join(rank, 4, folder)
+    gloo.hand_in(work(rank, *torch.load(f"{folder}/given.pt", weights_only=False)), rank, 4, folder)
 
 
 @pytest.fixture(scope="module")
@@ -119,15 +109,7 @@ def job(tmp_path_factory, request):
     sweep = xa.Sweep(xa.models.xmlp([6, 8, 7, 1]).double())
     x, labels = (torch.randn(8, n, dtype=torch.float64) for n in (6, 1))
     torch.save((sweep, x, labels), folder / "given.pt")
-    started = mp.spawn(process, (str(folder),), nprocs=4, join=False)
-    limit = time.monotonic() + 180
-    try:
-        while not started.join(timeout=1):
-            assert time.monotonic() < limit, "the processes did not end"
-    finally:
-        for each in started.processes:
-            each.kill()
-    return sweep, x, labels, [torch.load(folder / f"{rank}.pt") for rank in range(4)]
+    return sweep, x, labels, gloo.found_by(process, 4, folder, seconds=180)
 
 
 @pytest.mark.parametrize("name", [*PRIORS, TOGETHER])

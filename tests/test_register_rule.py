@@ -2,7 +2,6 @@
 
 import copy
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,15 +18,7 @@ from xattr_cuda.sweep.rules import registry
 CONTRIBUTING = Path(__file__).parent.parent / "CONTRIBUTING.md"
 
 
-@pytest.fixture(autouse=True)
-def clean_registry() -> Iterator[None]:
-    """The rules are afterwards those that they were before."""
-    tables = (registry._MODULES, registry._RESOLVED, registry._FUNCTIONS)
-    copies = [dict(table) for table in tables]
-    yield
-    for table, before in zip(tables, copies, strict=True):
-        table.clear()
-        table.update(before)
+pytestmark = pytest.mark.usefixtures("restored_rules")
 
 
 @pytest.fixture

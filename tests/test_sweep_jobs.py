@@ -1,17 +1,12 @@
 """What training jobs wrap around a step: compilation, autocast, checkpoints, functional calls, data parallelism."""
 
 import copy
-import os
-import time
-from datetime import timedelta
-from pathlib import Path
 
+import gloo
 import graphs
 import pytest
 import torch
 import torch._dynamo
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from helpers import relative_error
 from torch import nn
 from torch.nn import functional as F
@@ -223,22 +218,13 @@ def test_a_functional_call_uses_the_parameters_that_it_is_given():
     assert_same(got, gradients(twin, step_of(twin, False), x, labels), 1e-12)
 
 
-def _replica(rank, loss, folder):
-    """One process of two: each sees half of the batch. The first keeps its gradients."""
-    meeting = f"file://{folder}/meet"
-    dist.init_process_group("gloo", meeting, world_size=2, rank=rank, timeout=timedelta(seconds=60))
-    torch.set_num_threads(1)
+def _replica(rank, folder, loss):
+    """One process of two: each sees half of the batch, and hands in its gradients."""
+    gloo.join(rank, 2, folder)
     state = torch.load(f"{folder}/model.pt", weights_only=False)
     model, x, labels = state["model"], state["x"].chunk(2)[rank], state["labels"].chunk(2)[rank]
     step = step_of(DistributedDataParallel(sweep_of(model, loss, "sum")), loss, "sum")
-    found = gradients(model, step, x, labels)
-    done = Path(folder, "gradients.pt")
-    if rank == 0:
-        torch.save(found, f"{folder}/saved.pt")
-        Path(folder, "saved.pt").rename(done)
-    while not done.exists():
-        time.sleep(0.05)
-    os._exit(0)  # gloo's own farewell may abort or wait for ever when one process is faster than the other
+    gloo.hand_in(gradients(model, step, x, labels), rank, 2, folder)
 
 
 @LOSSES
@@ -248,10 +234,10 @@ def test_two_processes_have_the_gradients_of_one(loss, tmp_path):
     model.run = _twice
     labels = torch.randint(4, (8,))
     torch.save({"model": model, "x": x, "labels": labels}, tmp_path / "model.pt")
-    mp.spawn(_replica, (loss, str(tmp_path)), nprocs=2)
+    found = gloo.found_by(_replica, 2, tmp_path, loss, seconds=180)
     want = gradients(model, step_of(sweep_of(model, loss, "sum"), loss, "sum"), x, labels)
-    found = torch.load(tmp_path / "gradients.pt")  # the mean over the processes
-    assert_same({name.removeprefix("module."): 2 * g for name, g in found.items()}, want, 1e-10)
+    for each in found:  # the mean over the processes
+        assert_same({name.removeprefix("module."): 2 * g for name, g in each.items()}, want, 1e-10)
 
 
 def _twice(m, x):

@@ -12,14 +12,7 @@ import xattr_cuda as xa
 from xattr_cuda.training import decoy, demo, methods, protocol, tabular, timing
 from xattr_cuda.training.errors import UserError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Two threads that wait for each other on a busy machine take ten times as long as one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

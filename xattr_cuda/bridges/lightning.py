@@ -42,7 +42,8 @@ class AttributionPrior(_library().Callback):  # type: ignore[misc]
 
     Where `training_step` calls the network more than once, the prior is the mean over the calls; calls under
     torch.no_grad() are none. Under DDP every process takes the prior of its rows and the gradients are averaged: for a
-    prior that is a mean over rows (l1, l2, right_reasons) this is the prior of the global batch.
+    prior that is a mean over rows (l1, l2, right_reasons) this is the prior of the global batch; others, such as gini,
+    take `group=`.
 
     Raises NotHomogeneousError for a layer that has no closed form; ValueError at the start of `fit` for a network that
     is not there, for manual optimisation and for a compiled LightningModule; RuntimeError where a step did not call the

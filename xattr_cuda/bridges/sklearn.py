@@ -1,5 +1,6 @@
 """scikit-learn: X-MLPs with attribution priors as a classifier and a regressor, for people with a table."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from numbers import Integral
 from typing import Any
@@ -26,7 +27,7 @@ FLOATS = (np.float64, np.float32)
 ROWS = 1 << 16  # how many go through the network at a time, outside of training
 
 
-class _XMLP(BaseEstimator):
+class _XMLP(BaseEstimator, ABC):
     """What classifier and regressor share: the settings, the training and the attribution."""
 
     def __init__(
@@ -52,17 +53,17 @@ class _XMLP(BaseEstimator):
         self.random_state = random_state
         self.device = device
 
+    @abstractmethod
     def _outputs(self) -> int:
         """How many outputs the network has, C."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _losses(self, output: Tensor, y: Tensor) -> Tensor:
         """The loss of each row, [B], of the network's output [B, C] for y [B]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _target(self, y: Tensor) -> Tensor | None:
         """The output of each row that is attributed, [B]; None is the only one."""
-        raise NotImplementedError
 
     def _check_settings(self) -> None:
         if not (self.prior is None or callable(self.prior) or self.prior in PRIORS):

@@ -49,12 +49,13 @@ def _sweeps(engine: str, hooked: bool) -> bool:
 def _start(
     model: nn.Module, xs: Sequence[Tensor], constants: Sequence[Any], rows: Rows | None, dtype: torch.dtype | None
 ) -> AnyRun:
-    given = [x.dtype for x in xs]
     if torch.compiler.is_compiling():
         from .compiled import CompiledRun  # here, since it takes Dynamo, which takes seconds to import
 
-        return with_options(CompiledRun.start(model, xs, constants), rows, checked_dtype(dtype), given)
-    return with_options(Run.start(model, xs, constants), rows, checked_dtype(dtype), given)
+        run: Run | CompiledRun = CompiledRun.start(model, xs, constants)
+    else:
+        run = Run.start(model, xs, constants)
+    return with_options(run, rows, checked_dtype(dtype), [x.dtype for x in xs])
 
 
 def _chosen(rows: RowsLike | None, xs: Sequence[Tensor], generator: torch.Generator | None) -> Rows | None:

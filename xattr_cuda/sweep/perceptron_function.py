@@ -87,9 +87,8 @@ class PerceptronFunction(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.slopes, ctx.trained, ctx.one_output, ctx.backend = step.slopes, step.trained, step.one_output, ops.active()
         keep_x = bool(step.trained) or ctx.needs_input_grad[2]
-        keep_u = scale is None or (
-            step.u is not None and step.u.stride(0) == 0
-        )  # what carries a scale starts from ones
+        views = step.u is not None and step.u.stride(0) == 0
+        keep_u = scale is None or views  # what carries a scale starts from ones, which cost nothing as views of one
         ctx.counts = (len(weights), len(step.bits), len(step.h))
         ctx.save_for_backward(
             x if keep_x else None, scale, step.u if keep_u else None, *weights, *step.bits, *step.h, *step.g
