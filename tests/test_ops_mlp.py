@@ -331,26 +331,30 @@ def attribute_args(**changed):
 
 
 MISUSES = {
-    "no layer": ({"weights": []}, "`weights` is empty"),
-    "slopes": ({"slopes": []}, "`slopes` has 0 numbers for 2 weights"),
-    "x": ({"x": torch.randn(5, 19)}, "`x` is .*[5, 19].*wanted .*[5, 20]"),
-    "dimensions of x": ({"x": torch.randn(5, 1, 20)}, "`x` is "),
-    "dtype of x": ({"x": torch.ones(5, 20, dtype=torch.int64)}, "`x` has dtype .*wanted fp32"),
-    "u": ({"u": torch.randn(4, 2)}, "`u` is .*wanted .*[5, 2]"),
-    "dtype of u": ({"u": torch.randn(5, 2).double()}, "`u` is "),
-    "weights": ({"weights": [torch.randn(33, 20), torch.randn(2, 32)]}, r"`weights\[1\]` is "),
-    "dtype of weights": ({"weights": [torch.randn(33, 20).double(), torch.randn(2, 33)]}, r"`weights\[0\]` is "),
-    "keep_h": ({"keep_h": [2]}, "`keep_h` is .*from 1 to 1"),
-    "keep_g": ({"keep_g": [1, 0]}, "`keep_g` is .*ascending"),
-    "keep_g without u": ({"u": None, "keep_g": [0]}, "`keep_g` is .*`u` is None"),
+    "no layer": (lambda: {"weights": []}, "`weights` is empty"),
+    "slopes": (lambda: {"slopes": []}, "`slopes` has 0 numbers for 2 weights"),
+    "x": (lambda: {"x": torch.randn(5, 19)}, "`x` is .*[5, 19].*wanted .*[5, 20]"),
+    "dimensions of x": (lambda: {"x": torch.randn(5, 1, 20)}, "`x` is "),
+    "dtype of x": (lambda: {"x": torch.ones(5, 20, dtype=torch.int64)}, "`x` has dtype .*wanted fp32"),
+    "u": (lambda: {"u": torch.randn(4, 2)}, "`u` is .*wanted .*[5, 2]"),
+    "dtype of u": (lambda: {"u": torch.randn(5, 2).double()}, "`u` is "),
+    "weights": (lambda: {"weights": [torch.randn(33, 20), torch.randn(2, 32)]}, r"`weights\[1\]` is "),
+    "dtype of weights": (
+        lambda: {"weights": [torch.randn(33, 20).double(), torch.randn(2, 33)]},
+        r"`weights\[0\]` is ",
+    ),
+    "keep_h": (lambda: {"keep_h": [2]}, "`keep_h` is .*from 1 to 1"),
+    "keep_g": (lambda: {"keep_g": [1, 0]}, "`keep_g` is .*ascending"),
+    "keep_g without u": (lambda: {"u": None, "keep_g": [0]}, "`keep_g` is .*`u` is None"),
 }
+"""What is wrong, made on the device of the back end, and what is said of it."""
 
 
 @pytest.mark.parametrize("name", MISUSES)
 def test_misuse_is_refused_by_name(name, backend):
     changed, message = MISUSES[name]
     with pytest.raises(ValueError) as error:
-        xa.ops.mlp_attribute(**attribute_args(**changed))
+        xa.ops.mlp_attribute(**attribute_args(**changed()))
     assert "xattr::mlp_attribute" in str(error.value)
     assert re.search(message.replace("[5", r"\[5"), str(error.value)), str(error.value)
 
