@@ -21,6 +21,7 @@ import torch
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # its default differs between releases, and the PTX with it
 
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.cache import get_cache_manager
 from triton.runtime.driver import driver as active_driver
@@ -166,12 +167,21 @@ def _flattened(kind: Any, value: Any) -> list[Any]:
     return [value]
 
 
+def _to_ptx_only(backend: Any = None, stages: Any = None, *_: Any) -> tuple[str, str]:
+    """Triton's hook of its stages: no machine code, which nobody runs here. Returns what tells such kernels apart."""
+    if stages is not None:
+        stages["cubin"] = lambda source, metadata: b""
+    return ("ptx only",) * 2
+
+
 @contextmanager
 def installed(driver: RecordingDriver) -> Iterator[RecordingDriver]:
     """Make `driver` Triton's active one inside a `with` block, and the former one again after it."""
     before = active_driver._active  # its property `active` would create a default one, which needs a GPU
     active_driver.set_active(driver)
+    stages, knobs.runtime.add_stages_inspection_hook = knobs.runtime.add_stages_inspection_hook, _to_ptx_only
     try:
         yield driver
     finally:
         active_driver.set_active(before)
+        knobs.runtime.add_stages_inspection_hook = stages
