@@ -1,11 +1,7 @@
-// xattr::mlp_attribute_backward on a GPU, in three launches: the sweeps, the weight gradients of all layers in parts of
-// the batch, and the sums of the parts.
+// xattr::mlp_attribute_backward on a GPU: the sweeps and the weight gradients of all layers in one launch.
 #include "cuda/mlp_attribute_backward.cuh"
 
-#include "cuda/add_partials.cuh"
-
 #include "cuda/perceptron.h"
-#include "cuda/weight_gradients.cuh"
 
 namespace xattr {
 namespace {
@@ -71,11 +67,11 @@ void fill_arguments(const BackwardCall& call, const GradientsAndEnds& found, cud
   limit_sweeps(call, args);
 }
 
-// The pairs of the trained layers: what the sweeps are to keep, in tensors that live until the launches are made, and
-// what was kept before.
+// The pairs of the trained layers, and where their gradients go. What the sweeps are to keep is in `kept`, tensors that
+// live until the launch is made.
 template <typename T>
-cuda::PairArguments<T> pairs_of(const BackwardCall& call, cuda::BackwardArguments<T>& args, Tensors& kept) {
-  cuda::PairArguments<T> pairs;
+void fill_pairs(const BackwardCall& call, const Tensors& gradients, cuda::BackwardArguments<T>& args, Tensors& kept) {
+  cuda::PairArguments<T>& pairs = args.pairs;
   const int last = args.net.layers;
   pairs.layers = last;
   pairs.rows = call.rows;
@@ -94,43 +90,46 @@ cuda::PairArguments<T> pairs_of(const BackwardCall& call, cuda::BackwardArgument
     if (i == call.trained.size() || call.trained[i] != l) continue;
     pairs.tiles[l + 1] += cuda::tiles_of(N, K);
     pairs.places[l + 1] += int64_t{N} * K;
+    pairs.gradients[l] = kernel_values<T>(gradients[i]);
     if (call.x.defined()) pairs.own[l] = {kernel_matrix<T>(call.g[i]), keep(args.v[l - 1], l - 1)};
     if (call.delta.defined())
       pairs.task[l] = {l == last ? args.delta : keep(args.deltas[l], l), kernel_matrix<T>(call.h[i])};
     ++i;
   }
-  return pairs;
 }
 
-template <class Math, typename T = typename Math::Value>
-void multiply_pairs(const BackwardCall& call, cuda::PairArguments<T>& pairs, const Tensors& gradients) {
-  const auto options = call.net.weight(1).options();
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
-  const int last = pairs.layers;
-  const cuda::Parts parts = cuda::parts_of(kernel_device(options.device()), pairs.tiles[last + 1], call.rows);
-  const at::Tensor partials = at::empty({parts.count, pairs.places[last + 1]}, options.dtype(at::kFloat));
-  pairs.partials = kernel_values<float>(partials);
+// How the batch is cut into parts, and memory for their sums.
+template <typename T>
+void fill_parts(const cuda::Device& device, cuda::PairArguments<T>& pairs, at::TensorOptions options, Tensors& kept) {
+  const int tiles = pairs.tiles[pairs.layers + 1];
+  if (tiles == 0) return;
+  const cuda::Parts parts = cuda::parts_of(device, tiles, pairs.rows);
+  pairs.parts = parts.count;
   pairs.part_rows = parts.rows;
-  cuda::weight_gradients<Math>(parts, pairs, stream);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  cuda::ReductionArguments<T> sums;
-  sums.partials = pairs.partials;
-  sums.parts = parts.count;
-  sums.layers = last;
-  std::copy(std::begin(pairs.places), std::end(pairs.places), std::begin(sums.places));
-  for (size_t i = 0; i < gradients.size(); ++i) sums.gradients[call.trained[i]] = kernel_values<T>(gradients[i]);
-  cuda::add_partials(sums, stream);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  if (parts.count == 1) return;
+  kept.push_back(at::empty({parts.count, pairs.places[pairs.layers + 1]}, options.dtype(at::kFloat)));
+  pairs.partials = kernel_values<float>(kept.back());
 }
 
-// With the kernels, or false where they do not serve the network on this device.
+// The counters by which blocks wait for one another.
+template <typename T>
+void fill_counters(cuda::BackwardArguments<T>& args, at::TensorOptions options, cudaStream_t stream, Tensors& kept) {
+  const int64_t count = cuda::counters_of(args.pairs);
+  kept.push_back(at::empty({count}, options.dtype(at::kInt)));
+  args.tickets = kernel_values<unsigned>(kept.back());
+  args.pairs.done = args.tickets + 1 + args.pairs.parts;
+  C10_CUDA_CHECK(cudaMemsetAsync(args.tickets, 0, count * sizeof(unsigned), stream));
+}
+
+// With the kernel, or false where it does not serve the network on this device.
 template <class Math>
 bool gradients_of(const BackwardCall& call, GradientsAndEnds& found) {
   using T = typename Math::Value;
   const auto options = call.net.weight(1).options();
+  const cuda::Device device = kernel_device(options.device());
   cuda::BackwardArguments<T> args;
   args.net = kernel_network<T>(call.net);
-  const int block_rows = cuda::choose_rows(kernel_device(options.device()), args.net, call.rows);
+  const int block_rows = cuda::choose_rows(device, args.net, call.rows, 2);
   if (block_rows == 0) return false;
   auto& [gradients, v_end, delta_end] = found;
   v_end = call.end(call.output_tangent, call.net.layers());
@@ -141,12 +140,14 @@ bool gradients_of(const BackwardCall& call, GradientsAndEnds& found) {
     return true;
   }
   if (gradients.empty() && !call.output_tangent && !call.input_cotangent) return true;
-  fill_arguments(call, found, args);
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
   Tensors kept;
-  auto pairs = pairs_of(call, args, kept);
-  cuda::mlp_attribute_backward<Math>(block_rows, args, c10::cuda::getCurrentCUDAStream().stream());
+  fill_arguments(call, found, args);
+  fill_pairs(call, gradients, args, kept);
+  fill_parts(device, args.pairs, options, kept);
+  fill_counters(args, options, stream, kept);
+  cuda::mlp_attribute_backward<Math>(block_rows, args, stream);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
-  if (!gradients.empty()) multiply_pairs<Math>(call, pairs, gradients);
   return true;
 }
 

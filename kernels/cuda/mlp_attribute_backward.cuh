@@ -1,12 +1,12 @@
-// mlp_attribute_backward: the tangent and the cotangent sweep of a perceptron in one launch; the pairs that they leave
-// are multiplied in another (weight_gradients.cuh). Twin of reference/mlp_attribute_backward.py; section 2 of the
-// design.
+// mlp_attribute_backward: the tangent and the cotangent sweep of a perceptron and its weight gradients, in one launch.
+// Twin of reference/mlp_attribute_backward.py; section 2 of the design.
 //
-// A block takes ROWS rows through all layers, as in mlp_attribute. Values that gradients need go to memory, where the
-// second-level cache keeps them for the launch that follows.
+// The first blocks sweep: each takes ROWS rows through all layers, as in mlp_attribute. Values that gradients need go
+// to memory, where the second-level cache keeps them for the blocks that follow. Of those each multiplies the pairs of
+// one tile of a gradient over one part of the batch (weight_gradients.cuh), as soon as that part has been swept.
 #pragma once
 
-#include "cuda/perceptron_launch.cuh"
+#include "cuda/weight_gradients.cuh"
 
 namespace xattr::cuda {
 
@@ -21,7 +21,10 @@ struct BackwardArguments {
   T* v[kMostLayers + 1] = {};  // tangents and cotangents [rows, saved_pitch(N_l)] that are kept, or null
   T* deltas[kMostLayers + 1] = {};
   int64_t rows = 0;
-  int up = 0, down = 0;  // layers that the tangents and the cotangents go through
+  int up = 0, down = 0;         // layers that the tangents and the cotangents go through
+  int sweeps = 0;               // blocks that sweep
+  unsigned* tickets = nullptr;  // how many blocks have begun, and for each part how many have swept; zero at first
+  PairArguments<T> pairs;
 };
 
 // Elements from row to row of values of n columns that are kept, so that rows are aligned to 16 bytes.
@@ -115,11 +118,10 @@ __device__ __forceinline__ void fetch_masks(
   }
 }
 
+// Both sweeps of the rows from `first` on.
 template <class Math, int ROWS, typename T = typename Math::Value>
-__global__ void __launch_bounds__(kThreads, 2)
-    mlp_attribute_backward_kernel(const __grid_constant__ BackwardArguments<T> args) {
+__device__ __forceinline__ void sweep_rows(const BackwardArguments<T>& args, int64_t first) {
   const Network<T>& net = args.net;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * ROWS;
   const int valid = static_cast<int>(args.rows - first < ROWS ? args.rows - first : ROWS), last = net.layers;
   const SharedTiles<T> shared(args.plan);
   fetch_masks(args, shared, first, valid, ROWS);
@@ -139,15 +141,48 @@ __global__ void __launch_bounds__(kThreads, 2)
   sweep_up<Math, ROWS>(args, shared, weights, first, valid);
 }
 
-// `rows`: of a block, from choose_rows. There is at least one row in the batch; all but the plan is filled in.
+template <class Math, int ROWS, typename T = typename Math::Value>
+__global__ void __launch_bounds__(kThreads, 2)
+    mlp_attribute_backward_kernel(const __grid_constant__ BackwardArguments<T> args) {
+  const PairArguments<T>& pairs = args.pairs;
+  unsigned* swept = args.tickets + 1;
+  const int ticket = static_cast<int>(count_up(args.tickets));
+  if (ticket < args.sweeps) {
+    const int64_t first = static_cast<int64_t>(ticket) * ROWS;
+    sweep_rows<Math, ROWS>(args, first);
+    if (pairs.parts > 0) count_up(swept + first / pairs.part_rows);
+    return;
+  }
+  const int place = ticket - args.sweeps, tiles = pairs.tiles[pairs.layers + 1];
+  const GradientTile tile(pairs, place % tiles, place / tiles);
+  if (args.sweeps > 0) wait_for(swept + tile.part, ceil_div(tile.rows, ROWS));
+  multiply_pairs<Math>(pairs, tile, static_cast<T*>(dynamic_shared()));
+}
+
+// Counters that a launch needs, zero at first: args.tickets, followed by args.pairs.done.
+template <typename T>
+int64_t counters_of(const PairArguments<T>& pairs) {
+  return 1 + pairs.parts + pairs.tiles[pairs.layers + 1];
+}
+
+// What is left to fill in: the plan of shared memory, and how many blocks sweep; returns how many blocks there are.
+template <typename T>
+unsigned planned(int rows, BackwardArguments<T>& args) {
+  const bool gradients = args.pairs.parts > 0;
+  args.plan = shared_plan(args.net, rows);
+  if (gradients && args.plan.bytes < kPairBytes<T>) args.plan.bytes = kPairBytes<T>;
+  args.sweeps = args.x.values != nullptr || args.down > 0 ? static_cast<int>(blocks_of(args.rows, rows)) : 0;
+  return args.sweeps + (gradients ? args.pairs.tiles[args.pairs.layers + 1] * args.pairs.parts : 0);
+}
+
+// `rows`: of a block, from choose_rows. There is at least one row in the batch, and something to do.
 template <class Math>
 void mlp_attribute_backward(int rows, BackwardArguments<typename Math::Value> args, cudaStream_t stream) {
-  if (args.x.values == nullptr && args.down == 0) return;  // the gradient of the last layer needs no sweep
   for_rows(rows, [&](auto block_rows) {
     auto* kernel = mlp_attribute_backward_kernel<Math, block_rows.value>;
-    args.plan = shared_plan(args.net, block_rows.value);
+    const unsigned blocks = planned(block_rows.value, args);
     allow_shared_memory(kernel, args.plan.bytes);
-    XATTR_LAUNCH(kernel, blocks_of(args.rows, rows), kThreads, args.plan.bytes, stream, args);
+    XATTR_LAUNCH(kernel, blocks, kThreads, args.plan.bytes, stream, args);
   });
 }
 

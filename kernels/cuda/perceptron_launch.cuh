@@ -11,11 +11,13 @@ struct Device {
   int capability, processors;
 };
 
-// What a block may have of the shared memory of a multiprocessor, in bytes, from a compute capability on. 86 stands for
-// all that have about 100 KiB: 8.6, 8.9 and 12.x.
+// What a block may have of the shared memory of a multiprocessor, in bytes, from a compute capability on; each block
+// takes kReserved more. 86 stands for all that have about 100 KiB: 8.6, 8.9 and 12.x.
 struct Chip {
   int capability, shared_bytes;
 };
+constexpr int kReserved = 1024;
+constexpr int kDeclared = 16;  // by kernels, besides what they are launched with (progress.cuh)
 constexpr Chip kChips[] = {{80, 166912}, {86, 101376}, {90, 232448}, {100, 232448}};
 
 inline const Chip& chip_of(const Device& device) {
@@ -27,14 +29,16 @@ inline const Chip& chip_of(const Device& device) {
 constexpr int kRowChoices[] = {64, 32, 16};
 
 // Rows of a block: as many as fit, since each block reads all weights once a sweep, but no more than leave a block for
-// each multiprocessor. Zero where not even the fewest fit: the network is not served.
+// each multiprocessor, and let it have `blocks` at once. Zero where not even the fewest fit: the network is not served.
 template <typename T>
-int choose_rows(const Device& device, const Network<T>& net, int64_t batch) {
+int choose_rows(const Device& device, const Network<T>& net, int64_t batch, int blocks = 1) {
+  const int room = chip_of(device).shared_bytes;
   int chosen = 0;
   for (const int rows : kRowChoices) {
-    if (shared_plan(net, rows).bytes > chip_of(device).shared_bytes) continue;
+    const int bytes = shared_plan(net, rows).bytes + kDeclared;
+    if (bytes > room) continue;
     chosen = rows;
-    if (batch >= int64_t{rows} * device.processors) break;
+    if (batch >= int64_t{rows} * device.processors && blocks * (bytes + kReserved) <= room + kReserved) break;
   }
   return chosen;
 }

@@ -1,14 +1,15 @@
-// Weight gradients of a perceptron from the pairs of all its trained layers, in one launch:
-// delta_l^T h_{l-1} + g_l^T v_{l-1}, both chains in one accumulation.
+// Weight gradients of a perceptron from the pairs of all its trained layers: delta_l^T h_{l-1} + g_l^T v_{l-1}, both
+// chains in one accumulation.
 //
 // A block has one tile of one layer's gradient, over one part of the batch. So the tiles of all layers share the
 // multiprocessors, however few one of them has, and a batch is cut into no more parts than keep them busy. A part's
-// sums are its own, and are added in their order (add_partials.cuh): no atomics, the same bits every time.
+// sums are its own; the block that is the last at its tile adds them up in their order: no float atomics, the same bits
+// every time.
 #pragma once
 
-#include "cuda/launch.cuh"
 #include "cuda/perceptron.cuh"
 #include "cuda/perceptron_launch.cuh"
+#include "cuda/progress.cuh"
 
 namespace xattr::cuda {
 
@@ -26,9 +27,11 @@ struct PairArguments {
   Pair<T> task[kMostLayers + 1] = {}, own[kMostLayers + 1] = {};  // by layer; a chain that is absent is null
   int tiles[kMostLayers + 2] = {};                                // where those of layer l begin, all counted through
   int64_t places[kMostLayers + 2] = {};                           // where the gradient of layer l begins in a part's
-  float* partials = nullptr;                                      // [parts, places[layers + 1]]
+  T* gradients[kMostLayers + 1] = {};                             // by layer: [N_l, N_{l-1}]
+  float* partials = nullptr;                                      // [parts, places[layers + 1]] if there are several
+  unsigned* done = nullptr;                                       // [tiles], zero at first: parts of a tile that are
   int64_t rows = 0;
-  int part_rows = 0;
+  int parts = 0, part_rows = 0;
 };
 
 constexpr int kPairRows = 64;  // of a gradient, and kColumns, that a block computes
@@ -60,15 +63,16 @@ inline Parts parts_of(const Device& device, int tiles, int64_t rows) {
 }
 
 // A tile of a layer's gradient: rows from n and columns from k on, over `rows` rows of the batch from `first` on.
+// number: of the tile, among those of all layers.
 struct GradientTile {
-  int layer, n, k, rows;
+  int number, part, layer, n, k, rows;
   int64_t first;
 
   template <typename T>
-  __device__ __forceinline__ GradientTile(const PairArguments<T>& args, int tile, int part)
-      : layer(1), first(static_cast<int64_t>(part) * args.part_rows) {
-    while (tile >= args.tiles[layer + 1]) ++layer;
-    const int across = ceil_div(args.widths[layer - 1], kColumns), place = tile - args.tiles[layer];
+  __device__ __forceinline__ GradientTile(const PairArguments<T>& args, int number, int part)
+      : number(number), part(part), layer(1), first(static_cast<int64_t>(part) * args.part_rows) {
+    while (number >= args.tiles[layer + 1]) ++layer;
+    const int across = ceil_div(args.widths[layer - 1], kColumns), place = number - args.tiles[layer];
     n = place / across * kPairRows;
     k = place % across * kColumns;
     const int64_t left = args.rows - first;
@@ -111,27 +115,44 @@ struct PairTiles {
   }
 };
 
-// out [N, K] = sums, of one block.
-__device__ __forceinline__ void store_sums(float* out, int N, int K, const float (&sums)[2][4], int row, int column) {
+// Calls store(n, k, sum) for what the thread has of a block of sums [N, K].
+template <class Store>
+__device__ __forceinline__ void for_each_sum(
+    int N, int K, const float (&sums)[2][4], int row, int column, Store store) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int n = row + row_of(i), k = column + column_of(half, i);
-      if (n < N && k < K) out[static_cast<int64_t>(n) * K + k] = sums[half][i];
+      if (n < N && k < K) store(n, k, sums[half][i]);
     }
   }
 }
 
+// The gradient of a tile: the sums of what its parts have, in their order. They are there.
+template <typename T>
+__device__ __forceinline__ void add_parts(const PairArguments<T>& args, const GradientTile& tile) {
+  const int N = args.widths[tile.layer], K = args.widths[tile.layer - 1];
+  const int64_t size = args.places[args.layers + 1];
+  const int64_t corner = static_cast<int64_t>(tile.n) * K + tile.k;
+  const float* partials = args.partials + args.places[tile.layer] + corner;
+  T* gradient = args.gradients[tile.layer] + corner;
+  for_each_of_rows(min(N - tile.n, kPairRows), min(K - tile.k, kColumns), [&](int n, int k) {
+    float sum = 0.f;
+#pragma unroll 4
+    for (int part = 0; part < args.parts; ++part) sum += partials[part * size + n * K + k];
+    gradient[n * K + k] = narrowed<T>(sum);
+  });
+}
+
+// One tile, whose pairs are there. It takes kPairBytes of shared memory from `stages` on.
 template <class Math, typename T = typename Math::Value>
-__global__ void __launch_bounds__(kThreads, 2) weight_gradients_kernel(const __grid_constant__ PairArguments<T> args) {
+__device__ __forceinline__ void multiply_pairs(const PairArguments<T>& args, const GradientTile& tile, T* stages) {
   using Mine = Share<kPairRows>;
-  const int tiles = args.tiles[args.layers + 1], part = blockIdx.x / tiles;
-  const GradientTile tile(args, blockIdx.x % tiles, part);
   const int N = args.widths[tile.layer], K = args.widths[tile.layer - 1];
   const PairTiles<T> steps(args, tile);
   const int per_chain = ceil_div(tile.rows, kStep<T>), count_steps = steps.chains() * per_chain;
-  Pipeline<T, PairTiles<T>> pairs(steps, static_cast<T*>(dynamic_shared()), kPairStage<T>);
+  Pipeline<T, PairTiles<T>> pairs(steps, stages, kPairStage<T>);
   float sums[Mine::kDown][Mine::kAcross][2][4] = {};
   const int left = K - tile.k - Mine::column(), count = left > 0 ? ceil_div(left, Mine::kStride) : 0;
 #pragma unroll 1
@@ -146,23 +167,27 @@ __global__ void __launch_bounds__(kThreads, 2) weight_gradients_kernel(const __g
           stage + kStep<T> * kPairPitch + i * kWidePitch + Mine::column(), kWidePitch, Mine::kStride, count);
     }
   }
-  float* out = args.partials + part * args.places[args.layers + 1] + args.places[tile.layer];
+  float* partial = args.partials + tile.part * args.places[args.layers + 1] + args.places[tile.layer];
 #pragma unroll
   for (int m = 0; m < Mine::kDown; ++m) {
 #pragma unroll
-    for (int n = 0; n < Mine::kAcross; ++n)
-      store_sums(out, N, K, sums[m][n], tile.n + Mine::row() + m * kBlock, tile.k + Mine::column() + n * Mine::kStride);
+    for (int n = 0; n < Mine::kAcross; ++n) {
+      const int row = tile.n + Mine::row() + m * kBlock, column = tile.k + Mine::column() + n * Mine::kStride;
+      for_each_sum(N, K, sums[m][n], row, column, [&](int n, int k, float sum) {
+        const int64_t place = static_cast<int64_t>(n) * K + k;
+        if (args.parts > 1)
+          partial[place] = sum;
+        else
+          args.gradients[tile.layer][place] = narrowed<T>(sum);
+      });
+    }
   }
+  if (args.parts == 1) return;
+  const unsigned before = count_up(args.done + tile.number);
+  if (before + 1 == static_cast<unsigned>(args.parts)) add_parts(args, tile);
 }
 
 template <typename T>
 constexpr int kPairBytes = kStages * kPairStage<T> * static_cast<int>(sizeof(T));
-
-// There is a row, and a layer with a gradient. parts: from parts_of.
-template <class Math, typename T = typename Math::Value>
-void weight_gradients(const Parts& parts, const PairArguments<T>& args, cudaStream_t stream) {
-  const int blocks = args.tiles[args.layers + 1] * parts.count;
-  XATTR_LAUNCH(weight_gradients_kernel<Math>, blocks, kThreads, kPairBytes<T>, stream, args);
-}
 
 }  // namespace xattr::cuda

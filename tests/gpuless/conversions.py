@@ -131,7 +131,7 @@ class Conversions(Machine):
     def _nothing(self, x: Instruction, active: Array) -> None:
         pass
 
-    i_membar = i_fence = i_prefetch = i_nanosleep = i_createpolicy = i_discard = _nothing
+    i_membar = i_fence = i_prefetch = i_createpolicy = i_discard = _nothing
 
     def i_trap(self, x: Instruction, active: Array) -> None:
         raise PtxError("trap (an assertion of the kernel)")

@@ -13,7 +13,7 @@ from torch import Tensor
 from xattr_cuda.kernels.reference.bits import words
 
 from . import emulator, nvcc, ptx, shim
-from .records import AttributeArguments, BackwardArguments, PairArguments, Record, ReductionArguments
+from .records import AttributeArguments, BackwardArguments, Record
 
 MATHS = {
     "fp32": torch.float32,
@@ -41,29 +41,12 @@ ATTRIBUTE = f"""{_HEAD.replace("HEADER", "mlp_attribute")}
 """
 BACKWARD = f"""{_HEAD.replace("HEADER", "mlp_attribute_backward")}
   auto args = cuemu::structure_of<BackwardArguments<MATH::Value>>(a);
-  args.plan = shared_plan(args.net, ROWS);
+  const unsigned blocks = planned(ROWS, args);
   auto* kernel = mlp_attribute_backward_kernel<MATH, ROWS>;
-  LAUNCH(blocks_of(args.rows, ROWS), args.plan.bytes)
+  LAUNCH(blocks, args.plan.bytes)
 }}
 """
-PAIRS = f"""{_HEAD.replace("HEADER", "weight_gradients")}
-  const auto args = cuemu::structure_of<PairArguments<MATH::Value>>(a);
-  auto* kernel = weight_gradients_kernel<MATH>;
-  LAUNCH(args.tiles[args.layers + 1] * blocks_of(args.rows, args.part_rows), kPairBytes<MATH::Value>)
-}}
-"""
-REDUCTION = f"""{_HEAD.replace("HEADER", "add_partials")}
-  const auto args = cuemu::structure_of<ReductionArguments<MATH::Value>>(a);
-  auto* kernel = add_partials_kernel<MATH::Value>;
-  LAUNCH(blocks_of(args.places[args.layers + 1], kThreads), 0)
-}}
-"""
-DRIVERS = {
-    "mlp_attribute": ATTRIBUTE,
-    "mlp_attribute_backward": BACKWARD,
-    "weight_gradients": PAIRS,
-    "add_partials": REDUCTION,
-}
+DRIVERS = {"mlp_attribute": ATTRIBUTE, "mlp_attribute_backward": BACKWARD}
 LAUNCH = "#define LAUNCH(grid, shared) cuemu::launch(grid, kThreads, shared, [&] { kernel(args); });\n"
 RECORD = """
 #define LAUNCH(grid, shared) \\
@@ -82,8 +65,6 @@ void* kernels[] = {KERNELS};
 KERNELS = {
     "mlp_attribute": "mlp_attribute_kernel<MATH, ROWS>",
     "mlp_attribute_backward": "mlp_attribute_backward_kernel<MATH, ROWS>",
-    "weight_gradients": "weight_gradients_kernel<MATH>",
-    "add_partials": "add_partials_kernel<MATH::Value>",
 }
 """By header."""
 
@@ -191,9 +172,10 @@ class Pairs:
                 left = delta if top else self.deltas[layer]
                 self.task[layer] = {"left": matrix(left), "right": matrix(h[i])}
 
-    def records(self, part_rows: int) -> tuple[Record, Record]:
-        """The arguments of the products and of their sums."""
-        last = len(self.widths) - 1
+    def arguments(self, part_rows: int) -> dict[str, Any]:
+        """The fields of PairArguments but for `done`; none where nothing is trained."""
+        if not self.trained:
+            return {}
         sizes = [0 if t is None else t.numel() for t in self.gradients[1:]]
         tiles = [
             0 if t is None else -(-n // 64) * -(-k // 128)
@@ -201,32 +183,32 @@ class Pairs:
         ]
         places = [0, 0, *itertools.accumulate(sizes)]
         parts = -(-self.rows // part_rows)
-        shared = {"layers": last, "places": places}
-        shared["partials"] = poison(parts, places[-1], like=self.like, dtype=torch.float32)
-        products = Record(
-            PairArguments(),
-            widths=self.widths,
-            task=self.task,
-            own=self.own,
-            tiles=[0, 0, *itertools.accumulate(tiles)],
-            rows=self.rows,
-            part_rows=part_rows,
-            **shared,
-        )
-        return products, Record(ReductionArguments(), parts=parts, gradients=self.gradients, **shared)
+        return {
+            "layers": len(self.widths) - 1,
+            "widths": self.widths,
+            "task": self.task,
+            "own": self.own,
+            "tiles": [0, 0, *itertools.accumulate(tiles)],
+            "places": places,
+            "gradients": self.gradients,
+            "partials": poison(parts, places[-1], like=self.like, dtype=torch.float32),
+            "rows": self.rows,
+            "parts": parts,
+            "part_rows": part_rows,
+        }
 
 
 @dataclass(frozen=True)
 class Backward:
-    """mlp_attribute_backward in three launches: their arguments, and where their results will be."""
+    """mlp_attribute_backward in one launch: its arguments, and where its results will be."""
 
     record: Record
-    pairs: Pairs
     results: tuple[list[Tensor], Tensor, Tensor]
 
     @classmethod
     def of(
         cls,
+        part_rows: int,
         x: Tensor | None,
         a: Tensor | None,
         s: Tensor | None,
@@ -247,6 +229,9 @@ class Backward:
         delta_end = poison(rows, widths[0], like=like) if input_cotangent else None
         pairs = Pairs(widths, trained, like, rows)
         pairs.keep(delta, g, h)
+        fields = pairs.arguments(part_rows)
+        parts, tiles = (fields["parts"], fields["tiles"][-1]) if fields else (0, 0)
+        tickets, done = (torch.zeros(n, dtype=torch.int32) for n in (1 + parts, tiles))
         record = Record(
             BackwardArguments(),
             net=network,
@@ -259,9 +244,11 @@ class Backward:
             rows=rows,
             up=0 if x is None else last if output_tangent else max(trained, default=1) - 1,
             down=0 if delta is None else last if input_cotangent else last - min(trained, default=last),
+            tickets=tickets,
+            pairs={**fields, "done": done} if fields else None,
         )
         ends = (like.new_empty(0) if end is None else end for end in (v_end, delta_end))
-        return cls(record, pairs, ([pairs.gradients[k] for k in trained], *ends))
+        return cls(record, ([pairs.gradients[k] for k in trained], *ends))
 
 
 @dataclass(frozen=True)
@@ -288,12 +275,8 @@ class OnShim:
 
     def mlp_attribute_backward(self, *args: Any) -> tuple[list[Tensor], Tensor, Tensor]:
         """As in kernels/reference."""
-        call = Backward.of(*args)
+        call = Backward.of(self.part_rows, *args)
         self._run("mlp_attribute_backward", call.record)
-        if call.pairs.trained:
-            products, sums = call.pairs.records(self.part_rows)
-            self._run("weight_gradients", products)
-            self._run("add_partials", sums)
         return call.results
 
 

@@ -91,6 +91,4 @@ def source(op: str) -> str:
     """All kernels of an operator. What those of a perceptron have of shared memory depends on its widths."""
     if op not in cuda_perceptron.KERNELS:
         return launchers.driver(op)
-    rows = (16, 32, 64) if op.startswith("mlp_") else (16,)  # of which only sweeps have tiles
-    maths = cuda_perceptron.MATHS if op != "add_partials" else ("fp32", "bf16", "fp16")
-    return cuda_perceptron.instances(op, *((math, n) for math in maths for n in rows))
+    return cuda_perceptron.instances(op, *((math, n) for math in cuda_perceptron.MATHS for n in (16, 32, 64)))

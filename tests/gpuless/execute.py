@@ -1,7 +1,8 @@
 """The executor: program counters, branches and barriers of a few blocks that run side by side.
 
 The threads at the lowest program counter run first, so that threads which parted meet again where their paths join. A
-barrier opens when all threads of its block that are still alive wait at one.
+barrier opens when all threads of its block that are still alive wait at one. A thread that sleeps (nanosleep) lets all
+others go first, so that blocks may wait for one another.
 """
 
 import struct
@@ -95,7 +96,7 @@ class Run(Arithmetic, Conversions, Moves, WarpWide):
             running = self.state == self.RUNNING
             if running.any():
                 steps += self._run_lowest(running, max_steps - steps)
-            elif not self._open_barriers():
+            elif not self._open_barriers() | self._wake():
                 return steps
 
     def _run_lowest(self, running: Array, budget: int) -> int:
@@ -134,6 +135,10 @@ class Run(Arithmetic, Conversions, Moves, WarpWide):
             self.pc[active] = here + 1
             self.state[on] = self.EXITED
             return True
+        if op == "nanosleep":
+            self.pc[active] = here + 1
+            self.state[on] = self.ASLEEP
+            return True
         if op in ("bar", "barrier") and "warp" not in x.modifiers:
             if "sync" not in x.modifiers or x.args not in (["0"], ["0", str(self.block_threads)]):
                 raise PtxError("not emulated (a named or partial barrier, bar.red, bar.arrive): " + x.text)
@@ -151,9 +156,16 @@ class Run(Arithmetic, Conversions, Moves, WarpWide):
         reject_modifiers(x)
         handler(x, active)
 
+    def _wake(self) -> bool:
+        """Nothing can run: those that sleep look again. False when none does."""
+        asleep = self.state == self.ASLEEP
+        self.state[asleep] = self.RUNNING
+        return bool(asleep.any())
+
     def _open_barriers(self) -> bool:
-        """Nothing can run: release the blocks that wait. False when every thread has exited."""
+        """Nothing can run: release the blocks that wait, and of which nobody sleeps. False when there is none."""
         waiting = self.state == self.WAITING
+        waiting &= ~np.isin(self.block, self.block[self.state == self.ASLEEP])
         if not waiting.any():
             return False
         # All threads of a warp must be at the same barrier; whole warps may have exited.

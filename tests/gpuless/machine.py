@@ -30,7 +30,7 @@ class Machine:
     parameters: dict[str, np.generic]
     structures: dict[str, int]
 
-    RUNNING, EXITED, WAITING = 0, 1, 2
+    RUNNING, EXITED, WAITING, ASLEEP = 0, 1, 2, 3
 
     def get(self, name: str, kind: str) -> Array:
         """An operand (register, number or symbol) over all threads, viewed as PTX type `kind`."""

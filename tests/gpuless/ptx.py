@@ -130,14 +130,14 @@ def _parameters(text: str) -> list[Parameter]:
 
 
 def _shared_layout(text: str) -> tuple[dict[str, int], int]:
-    """Static arrays lie in their order; every extern one starts after them, aligned to 16 bytes."""
+    """Static variables lie in their order; every extern array starts after them, aligned to 16 bytes."""
     places: dict[str, int] = {}
     size = 0
-    static = r"^\s*\.(?:visible |weak )?shared\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[(\d+)\]"
-    for align, name, count in re.findall(static, text, re.MULTILINE):
+    static = r"^\s*\.(?:visible |weak )?shared\s+\.align\s+(\d+)\s+\.[a-z](\d+)\s+([\w$]+)(?:\[(\d+)\])?;"
+    for align, bits, name, count in re.findall(static, text, re.MULTILINE):
         size = -(-size // int(align)) * int(align)
         places.setdefault(name, size)
-        size += int(count)
+        size += int(count or 1) * int(bits) // 8
     size = -(-size // 16) * 16
     for name in re.findall(r"\.extern\s+\.shared\s+\.align\s+\d+\s+\.b8\s+([\w$]+)\[\]", text):
         places[name] = size

@@ -62,6 +62,27 @@ class AttributeArguments(ctypes.Structure):
     )
 
 
+class Pair(ctypes.Structure):
+    _fields_ = (("left", Matrix), ("right", Matrix))
+
+
+class PairArguments(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.c_int32),
+        ("widths", by_layer(ctypes.c_int32)),
+        ("task", by_layer(Pair)),
+        ("own", by_layer(Pair)),
+        ("tiles", ctypes.c_int32 * (MOST_LAYERS + 2)),
+        ("places", ctypes.c_int64 * (MOST_LAYERS + 2)),
+        ("gradients", by_layer(Pointer)),
+        ("partials", Pointer),
+        ("done", Pointer),
+        ("rows", ctypes.c_int64),
+        ("parts", ctypes.c_int32),
+        ("part_rows", ctypes.c_int32),
+    )
+
+
 class BackwardArguments(ctypes.Structure):
     _fields_ = (
         ("net", Network),
@@ -79,34 +100,9 @@ class BackwardArguments(ctypes.Structure):
         ("rows", ctypes.c_int64),
         ("up", ctypes.c_int32),
         ("down", ctypes.c_int32),
-    )
-
-
-class Pair(ctypes.Structure):
-    _fields_ = (("left", Matrix), ("right", Matrix))
-
-
-class PairArguments(ctypes.Structure):
-    _fields_ = (
-        ("layers", ctypes.c_int32),
-        ("widths", by_layer(ctypes.c_int32)),
-        ("task", by_layer(Pair)),
-        ("own", by_layer(Pair)),
-        ("tiles", ctypes.c_int32 * (MOST_LAYERS + 2)),
-        ("places", ctypes.c_int64 * (MOST_LAYERS + 2)),
-        ("partials", Pointer),
-        ("rows", ctypes.c_int64),
-        ("part_rows", ctypes.c_int32),
-    )
-
-
-class ReductionArguments(ctypes.Structure):
-    _fields_ = (
-        ("partials", Pointer),
-        ("parts", ctypes.c_int32),
-        ("layers", ctypes.c_int32),
-        ("places", ctypes.c_int64 * (MOST_LAYERS + 2)),
-        ("gradients", by_layer(Pointer)),
+        ("sweeps", ctypes.c_int32),
+        ("tickets", Pointer),
+        ("pairs", PairArguments),
     )
 
 
@@ -126,9 +122,11 @@ class Record:
 
     def for_shim(self) -> Iterator[Any]:
         """Arguments of a program that calls `structure_of` (test_cuda_perceptron.py)."""
+        tensors = {id(tensor): tensor for tensor in self.buffers.values()}
+        numbers = {key: i for i, key in enumerate(tensors)}
         yield np.frombuffer(bytes(self.structure), np.uint8).copy()
-        yield np.array([*self.buffers], np.int64)
-        yield from self.buffers.values()
+        yield np.array([(place, numbers[id(tensor)]) for place, tensor in self.buffers.items()], np.int64)
+        yield from tensors.values()
 
 
 def _fill(structure: Any, values: Any, start: int, buffers: dict[int, Tensor]) -> None:

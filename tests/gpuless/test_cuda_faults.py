@@ -41,11 +41,16 @@ FAULTS = {
     "a part of another's rows": Fault(
         "weight_gradients.cuh", "(part) * args.part_rows", "(part ? 1 : 0) * args.part_rows"
     ),
-    "a part left out": Fault("add_partials.cuh", "int part = 0;", "int part = 1;"),
+    "a part left out": Fault("weight_gradients.cuh", "int part = 0;", "int part = 1;"),
+    "the parts added before the last": Fault("weight_gradients.cuh", "before + 1 ==", "before + 2 =="),
+    "rows that nobody counts": Fault("mlp_attribute_backward.cuh", "count_up(swept", "if (ticket > 0) count_up(swept"),
+    "gradients before their sweeps": Fault(
+        "mlp_attribute_backward.cuh", "count_up(args.tickets)", "gridDim.x - 1 - count_up(args.tickets)"
+    ),
 }
 
 
-BACKWARD = ("mlp_attribute_backward.cuh", "weight_gradients.cuh", "add_partials.cuh")
+BACKWARD = ("mlp_attribute_backward.cuh", "weight_gradients.cuh")
 
 
 def check(fault: Fault, kernels: Path) -> None:

@@ -164,7 +164,7 @@ def test_a_row_of_nan_leaves_all_other_rows_alone(math):
 
 CHOICE = """
 #define XATTR_LAUNCH(...)  // nothing is launched
-#include "cuda/weight_gradients.cuh"
+#include "cuda/mlp_attribute_backward.cuh"
 using namespace xattr::cuda;
 void run(const cuemu::Arguments& a) {
   Network<__half> net;
@@ -175,8 +175,9 @@ void run(const cuemu::Arguments& a) {
   for (int l = 1; l <= net.layers; ++l) tiles += tiles_of(net.widths[l], net.widths[l - 1]);
   const Device device{static_cast<int>(a.integer(1)), static_cast<int>(a.integer(2))};
   const Parts parts = parts_of(device, tiles, a.integer(3));
-  const int64_t found[] = {choose_rows(device, net, a.integer(3)), parts.rows, parts.count};
-  std::copy(found, found + 3, a.pointer<int64_t>(4));
+  const int rows = choose_rows(device, net, a.integer(3)), two = choose_rows(device, net, a.integer(3), 2);
+  const int64_t found[] = {rows, two, parts.rows, parts.count};
+  std::copy(found, found + 4, a.pointer<int64_t>(4));
 }
 """
 
@@ -184,17 +185,19 @@ void run(const cuemu::Arguments& a) {
 @pytest.mark.parametrize(
     ("capability", "processors", "batch", "expected"),
     [
-        (80, 108, 100_000, (64, 8384, 12)),
-        (80, 108, 2048, (16, 192, 11)),
-        (80, 108, 100, (16, 128, 1)),
-        (86, 84, 100_000, (32, 10048, 10)),
-        (89, 128, 1, (16, 64, 1)),
-        (100, 148, 8192, (32, 512, 16)),
-        (100, 148, 2**33, (64, 505290304, 17)),
+        (80, 108, 100_000, (64, 32, 8384, 12)),
+        (80, 108, 2048, (16, 16, 192, 11)),
+        (80, 108, 100, (16, 16, 128, 1)),
+        (86, 84, 100_000, (32, 16, 10048, 10)),
+        (89, 128, 1, (16, 16, 64, 1)),
+        (100, 148, 8192, (32, 32, 512, 16)),
+        (100, 148, 2**33, (64, 32, 505290304, 17)),
     ],
 )
 def test_a_batch_is_shared_by_the_table_of_devices(capability, processors, batch, expected):
-    """118-512-128-32-1 has 18 tiles of gradients, of which each multiprocessor is to have two."""
-    found = torch.zeros(3, dtype=torch.int64)
+    """118-512-128-32-1 has 18 tiles of gradients, of which each multiprocessor is to have two.
+    The rows: where a multiprocessor has one block, and where it has two.
+    """
+    found = torch.zeros(4, dtype=torch.int64)
     shim.build(CHOICE).run(torch.tensor([118, 512, 128, 32, 1]), capability, processors, batch, found)
     assert tuple(found.tolist()) == expected

@@ -5,6 +5,7 @@ import torch
 
 from .cuda_perceptron import MATHS, Compiled
 from .perceptrons import Operators, assert_gradients_right, assert_sweeps_right, exact, nearest, net
+from .shim import with_fault
 from .toolchain import needs_nvcc, needs_shim
 
 NETWORKS = {
@@ -36,3 +37,11 @@ def test_every_tile_of_rows(rows):
     ops, args = compiled("bf16", rows=rows), net((20, 33, 40, 2), 70, torch.bfloat16)
     assert_sweeps_right(ops, args)
     assert_gradients_right(ops, args, "own")
+
+
+def test_gradients_that_do_not_wait_for_their_sweeps_are_found_out():
+    """Blocks run side by side here."""
+    kernels = with_fault("mlp_attribute_backward.cuh", "if (args.sweeps > 0) wait_for", "if (tile.rows < 0) wait_for")
+    faulty = Operators(compiled("bf16").mlp_attribute, compiled("bf16", kernels=kernels).mlp_attribute_backward, exact)
+    with pytest.raises(AssertionError):
+        assert_gradients_right(faulty, net((20, 33, 2), 40, torch.bfloat16), "both")

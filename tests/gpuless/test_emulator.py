@@ -228,6 +228,34 @@ st.global.u32 [%rd2], %r5;"""
     assert (run_kernel(body)[:32] == np.repeat([2, 1], 16)).all()
 
 
+WAITS = """setp.eq.u32 %p1, %r2, 1;
+@%p1 bra LATER;
+setp.ne.u32 %p2, %r1, 0;
+@%p2 bra MEET;
+LOOK: ld.volatile.global.u32 %r4, [%rd1+252];
+setp.eq.u32 %p3, %r4, 1;
+@%p3 bra MEET;
+nanosleep.u32 100;
+bra LOOK;
+MEET: bar.sync 0;
+ld.global.u32 %r5, [%rd1+248];
+st.global.u32 [%rd2], %r5;
+ret;
+LATER: setp.eq.u32 %p1, %r1, 0;
+mov.u32 %r4, 7;
+@%p1 st.global.u32 [%rd1+248], %r4;
+bar.sync 0;
+mov.u32 %r4, 1;
+@%p1 st.global.u32 [%rd1+252], %r4;"""
+"""Block 0 waits for what block 1 writes; only its first thread looks, the others wait at a barrier."""
+
+
+def test_a_block_waits_for_another_beside_it():
+    assert (run_kernel(WAITS, block=32, grid=2)[:32] == 7).all()
+    with pytest.raises(PtxError, match="too many steps"):
+        run_kernel(WAITS.replace("mov.u32 %r4, 1;", "mov.u32 %r4, 2;"), block=32, grid=2, max_steps=1000)
+
+
 WRONG = {
     "different values": "st.shared.u32 [s], %r1;",
     "divergent warp collective": "setp.lt.u32 %p1, %r1, 16;\n@%p1 shfl.sync.bfly.b32 %r4, %r1, 1, 31, -1;",
@@ -237,6 +265,7 @@ WRONG = {
     "bad global address": "mov.u64 %rd3, 64;\nld.global.u32 %r4, [%rd3];",
     "shared out of bounds": "ld.shared.u32 %r4, [%r3+192];",
     "shared misaligned": "ld.shared.u32 %r4, [%r3+1];",
+    "no memory of this name": "ld.shared.u32 %r4, [nothing];",
     "trap": "trap;",
 }
 

@@ -45,6 +45,13 @@ inline void __syncwarp(unsigned mask = cuemu::kAllLanes) {
   cuemu::sync_warp(mask);
 }
 
+inline void __threadfence() {}
+
+// In a loop that waits for another block. Blocks run in order, so that it waits for one that has not begun.
+inline void __nanosleep(unsigned) {
+  cuemu::die("a block waits for a later one");
+}
+
 namespace cuemu {
 
 template <typename To, typename From>

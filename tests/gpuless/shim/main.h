@@ -30,17 +30,18 @@ struct Arguments {
   double real(int i) const { return bits_as<double>(all.at(i).word); }
 };
 
-// A structure from `Record.for_shim` (records.py): argument 0 are its bytes, 1 the places of its pointers, then what
-// they lead to.
+// A structure from `Record.for_shim` (records.py): argument 0 are its bytes, 1 the place of each of its pointers and
+// the number of the buffer that it leads to, then these.
 template <typename Structure>
 Structure structure_of(const Arguments& arguments) {
   if (arguments.all.at(0).word != sizeof(Structure)) die("the structure has another size in Python");
   Structure found;
   std::memcpy(static_cast<void*>(&found), arguments.pointer<char>(0), sizeof found);
-  const size_t pointers = arguments.all.at(1).word / sizeof(int64_t);
-  for (size_t i = 0; i < pointers; ++i) {
-    void* start = arguments.pointer<void>(static_cast<int>(2 + i));
-    std::memcpy(reinterpret_cast<char*>(&found) + arguments.pointer<int64_t>(1)[i], &start, sizeof start);
+  const auto* pointers = arguments.pointer<int64_t>(1);
+  const size_t count = arguments.all.at(1).word / (2 * sizeof(int64_t));
+  for (size_t i = 0; i < count; ++i) {
+    void* start = arguments.pointer<void>(static_cast<int>(2 + pointers[2 * i + 1]));
+    std::memcpy(reinterpret_cast<char*>(&found) + pointers[2 * i], &start, sizeof start);
   }
   return found;
 }
