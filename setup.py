@@ -88,7 +88,7 @@ def torch_extension():
     """The extension xattr_cuda._C: the glue of csrc; the vector code is added by BuildExtension."""
     cuda_sources = use_cuda()
     kind = cpp_extension.CUDAExtension if cuda_sources else cpp_extension.CppExtension
-    sources = relative([*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc" / "cpu").glob("*.cpp")])
+    sources = relative((ROOT / "csrc").glob("*.cpp"))
     macros = [("XATTR_" + isa, None) for isa in isas()] + ([("XATTR_CUDA", None)] if cuda_sources else [])
     say(f"C++ extension against torch {torch.__version__} with vector code for {', '.join(isas())}")
     return kind(
