@@ -95,7 +95,7 @@ def test_every_configuration(dtype, config, monkeypatch):
     monkeypatch.setattr(perceptron, "tiles", lambda *_: (config,))
     perceptron.sizes.cache_clear()
     try:
-        args = net(((37, 70, 33, 2), 70), dtype)
+        args = net(((37, 70, 5), 70), dtype)
         assert_sweeps_right(ops(), args)
         assert_gradients_right(ops(), args, "both")
     finally:
