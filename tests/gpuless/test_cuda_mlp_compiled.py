@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from .cuda_perceptron import MATHS, Compiled
+from . import nvcc
+from .cuda_perceptron import MATHS, Compiled, instances
 from .perceptrons import Operators, assert_gradients_right, assert_sweeps_right, exact, nearest, net
-from .shim import with_fault
+from .shim import KERNELS, with_fault
 from .toolchain import needs_nvcc, needs_shim
 
 NETWORKS = {
@@ -45,3 +46,12 @@ def test_gradients_that_do_not_wait_for_their_sweeps_are_found_out():
     faulty = Operators(compiled("bf16").mlp_attribute, compiled("bf16", kernels=kernels).mlp_attribute_backward, exact)
     with pytest.raises(AssertionError):
         assert_gradients_right(faulty, net((20, 33, 2), 40, torch.bfloat16), "both")
+
+
+@by_math
+def test_what_blocks_of_one_launch_hand_over_is_read_where_they_write_it(math):
+    """Loads of what never changes go through a cache that no fence reaches."""
+    text = nvcc.ptx(instances("mlp_attribute_backward", (math, 16)), KERNELS)
+    assert "ld.global" in text
+    assert "ld.global.nc" not in text
+    assert "nanosleep" in text
