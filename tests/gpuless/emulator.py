@@ -47,7 +47,7 @@ def run(
     args: CPU tensors, numpy arrays, whole numbers, floats, and for a structure passed by value a Record (records.py),
         in the order of the parameters.
     block: threads of a block; by default what the kernel demands (.reqntid). shared_bytes: dynamic shared memory.
-    threads_at_once: blocks with about so many threads run side by side, which is a matter of speed alone.
+    threads_at_once: blocks with about so many threads run side by side, before any of those after them.
     races: whether shared memory is checked for missing barriers.
     """
     kernel = kernel if isinstance(kernel, Kernel) else parse(kernel, entry)
