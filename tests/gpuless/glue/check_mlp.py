@@ -79,7 +79,7 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
 torch.set_float32_matmul_precision("high")
 assert check(net((37, 130, 33, 1), 70, torch.float32), nearest) > 0
 torch.set_float32_matmul_precision("highest")
-for processors, rows in ((1, 131), (2, 131), (132, 33)):  # tiles of 64, of 32, and of 16 rows
+for processors, rows in ((1, 131), (2, 131), (132, 33), (132, 300)):  # tiles of 64, of 32, of 16 rows; three parts
     glue.pretend(90, processors)
     assert check(net((20, 33, 2), rows, torch.bfloat16), chains=("both",)) > 0
 assert not fallen
