@@ -129,7 +129,7 @@ bool gradients_of(const BackwardCall& call, GradientsAndEnds& found) {
   const cuda::Device device = kernel_device(options.device());
   cuda::BackwardArguments<T> args;
   args.net = kernel_network<T>(call.net);
-  const int block_rows = cuda::choose_rows(device, args.net, call.rows, 2);
+  const int block_rows = cuda::choose_backward_rows(device, args.net, call.rows);
   if (block_rows == 0) return false;
   auto& [gradients, v_end, delta_end] = found;
   v_end = call.end(call.output_tangent, call.net.layers());

@@ -159,6 +159,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   multiply_pairs<Math>(pairs, tile, static_cast<T*>(dynamic_shared()));
 }
 
+// Rows of a block that sweeps. Two share a multiprocessor, since the tiles of gradients have the same shared memory.
+template <typename T>
+int choose_backward_rows(const Device& device, const Network<T>& net, int64_t batch) {
+  return choose_rows(device, net, batch, 2, kProgressBytes);
+}
+
 // Counters that a launch needs, zero at first: args.tickets, followed by args.pairs.done.
 template <typename T>
 int64_t counters_of(const PairArguments<T>& pairs) {
@@ -175,7 +181,7 @@ unsigned planned(int rows, BackwardArguments<T>& args) {
   return args.sweeps + (gradients ? args.pairs.tiles[args.pairs.layers + 1] * args.pairs.parts : 0);
 }
 
-// `rows`: of a block, from choose_rows. There is at least one row in the batch, and something to do.
+// `rows`: of a block, from choose_backward_rows. There is at least one row in the batch, and something to do.
 template <class Math>
 void mlp_attribute_backward(int rows, BackwardArguments<typename Math::Value> args, cudaStream_t stream) {
   for_rows(rows, [&](auto block_rows) {

@@ -17,7 +17,6 @@ struct Chip {
   int capability, shared_bytes;
 };
 constexpr int kReserved = 1024;
-constexpr int kDeclared = 16;  // by kernels, besides what they are launched with (progress.cuh)
 constexpr Chip kChips[] = {{80, 166912}, {86, 101376}, {90, 232448}, {100, 232448}};
 
 inline const Chip& chip_of(const Device& device) {
@@ -30,12 +29,13 @@ constexpr int kRowChoices[] = {64, 32, 16};
 
 // Rows of a block: as many as fit, since each block reads all weights once a sweep, but no more than leave a block for
 // each multiprocessor, and let it have `blocks` at once. Zero where not even the fewest fit: the network is not served.
+// declared: bytes of shared memory that the kernel takes besides.
 template <typename T>
-int choose_rows(const Device& device, const Network<T>& net, int64_t batch, int blocks = 1) {
+int choose_rows(const Device& device, const Network<T>& net, int64_t batch, int blocks = 1, int declared = 0) {
   const int room = chip_of(device).shared_bytes;
   int chosen = 0;
   for (const int rows : kRowChoices) {
-    const int bytes = shared_plan(net, rows).bytes + kDeclared;
+    const int bytes = shared_plan(net, rows).bytes + declared;
     if (bytes > room) continue;
     chosen = rows;
     if (batch >= int64_t{rows} * device.processors && blocks * (bytes + kReserved) <= room + kReserved) break;

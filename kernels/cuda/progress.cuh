@@ -8,6 +8,8 @@
 
 namespace xattr::cuda {
 
+constexpr int kProgressBytes = 16;  // of shared memory that a kernel which counts declares
+
 // Adds one to `counter`, once all that the block has written is there for others; every thread is told what it held.
 __device__ __forceinline__ unsigned count_up(unsigned* counter) {
   __shared__ unsigned before;

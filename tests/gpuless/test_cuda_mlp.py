@@ -175,8 +175,9 @@ void run(const cuemu::Arguments& a) {
   for (int l = 1; l <= net.layers; ++l) tiles += tiles_of(net.widths[l], net.widths[l - 1]);
   const Device device{static_cast<int>(a.integer(1)), static_cast<int>(a.integer(2))};
   const Parts parts = parts_of(device, tiles, a.integer(3));
-  const int rows = choose_rows(device, net, a.integer(3)), two = choose_rows(device, net, a.integer(3), 2);
-  const int64_t found[] = {rows, two, parts.rows, parts.count};
+  const int forward = choose_rows(device, net, a.integer(3));
+  const int backward = choose_backward_rows(device, net, a.integer(3));
+  const int64_t found[] = {forward, backward, parts.rows, parts.count};
   std::copy(found, found + 4, a.pointer<int64_t>(4));
 }
 """
@@ -196,8 +197,15 @@ void run(const cuemu::Arguments& a) {
 )
 def test_a_batch_is_shared_by_the_table_of_devices(capability, processors, batch, expected):
     """118-512-128-32-1 has 18 tiles of gradients, of which each multiprocessor is to have two.
-    The rows: where a multiprocessor has one block, and where it has two.
+    The rows: of the forward pass, and of the backward pass, where a multiprocessor has two blocks.
     """
     found = torch.zeros(4, dtype=torch.int64)
     shim.build(CHOICE).run(torch.tensor([118, 512, 128, 32, 1]), capability, processors, batch, found)
     assert tuple(found.tolist()) == expected
+
+
+def test_a_block_of_the_forward_pass_may_have_all_shared_memory():
+    """512-512-512-1 in fp32 fills what an A100 gives a block, to the byte."""
+    found = torch.zeros(4, dtype=torch.int64)
+    shim.build(CHOICE.replace("__half", "float")).run(torch.tensor([512, 512, 512, 1]), 80, 108, 100_000, found)
+    assert tuple(found.tolist()) == (32, 16, 25024, 4)
