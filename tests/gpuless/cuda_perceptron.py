@@ -173,7 +173,7 @@ class Pairs:
                 self.task[layer] = {"left": matrix(left), "right": matrix(h[i])}
 
     def arguments(self, part_rows: int) -> dict[str, Any]:
-        """The fields of PairArguments but for `done`; none where nothing is trained."""
+        """The fields of PairArguments; none where nothing is trained."""
         if not self.trained:
             return {}
         sizes = [0 if t is None else t.numel() for t in self.gradients[1:]]
@@ -192,6 +192,7 @@ class Pairs:
             "places": places,
             "gradients": self.gradients,
             "partials": poison(parts, places[-1], like=self.like, dtype=torch.float32),
+            "done": torch.zeros(sum(tiles), dtype=torch.int32),
             "rows": self.rows,
             "parts": parts,
             "part_rows": part_rows,
@@ -230,8 +231,6 @@ class Backward:
         pairs = Pairs(widths, trained, like, rows)
         pairs.keep(delta, g, h)
         fields = pairs.arguments(part_rows)
-        parts, tiles = (fields["parts"], fields["tiles"][-1]) if fields else (0, 0)
-        tickets, done = (torch.zeros(n, dtype=torch.int32) for n in (1 + parts, tiles))
         record = Record(
             BackwardArguments(),
             net=network,
@@ -244,8 +243,8 @@ class Backward:
             rows=rows,
             up=0 if x is None else last if output_tangent else max(trained, default=1) - 1,
             down=0 if delta is None else last if input_cotangent else last - min(trained, default=last),
-            tickets=tickets,
-            pairs={**fields, "done": done} if fields else None,
+            tickets=torch.zeros(1 + fields.get("parts", 0), dtype=torch.int32),
+            pairs=fields,
         )
         ends = (like.new_empty(0) if end is None else end for end in (v_end, delta_end))
         return cls(record, ([pairs.gradients[k] for k in trained], *ends))

@@ -164,8 +164,9 @@ class Run(Arithmetic, Conversions, Moves, WarpWide):
 
     def _open_barriers(self) -> bool:
         """Nothing can run: release the blocks that wait, and of which nobody sleeps. False when there is none."""
-        waiting = self.state == self.WAITING
-        waiting &= ~np.isin(self.block, self.block[self.state == self.ASLEEP])
+        waiting, asleep = self.state == self.WAITING, self.state == self.ASLEEP
+        if asleep.any():
+            waiting &= ~np.isin(self.block, self.block[asleep])
         if not waiting.any():
             return False
         # All threads of a warp must be at the same barrier; whole warps may have exited.

@@ -83,10 +83,12 @@ class Memory(Machine):
         name, offset = _address_parts(operand)
         declared = self.kernel.registers.get(name)
         if declared is None:
-            symbols = self.kernel.shared | self.structures
-            if name not in self.parameters and name not in symbols:
+            if name in self.parameters:
+                symbol = self.parameter_place(name)
+            else:
+                symbol = self.structures.get(name, self.kernel.shared.get(name))
+            if symbol is None:
                 raise PtxError(f"no memory of this name: {operand}")
-            symbol = self.parameter_place(name) if name in self.parameters else symbols[name]
             return np.full(self.count, symbol + offset, np.uint64)
         bits = 64 if declared.endswith("64") else 32
         return self.get(name, f"u{bits}").astype(np.uint64) + np.uint64(offset % 2**bits)

@@ -121,7 +121,7 @@ class Record:
         return bytes(found)
 
     def for_shim(self) -> Iterator[Any]:
-        """Arguments of a program that calls `structure_of` (test_cuda_perceptron.py)."""
+        """Arguments of a program that calls `structure_of` (shim/main.h)."""
         tensors = {id(tensor): tensor for tensor in self.buffers.values()}
         numbers = {key: i for i, key in enumerate(tensors)}
         yield np.frombuffer(bytes(self.structure), np.uint8).copy()

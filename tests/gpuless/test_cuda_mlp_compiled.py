@@ -51,7 +51,7 @@ def test_gradients_that_do_not_wait_for_their_sweeps_are_found_out():
 @by_math
 def test_what_blocks_of_one_launch_hand_over_is_read_where_they_write_it(math):
     """Loads of what never changes go through a cache that no fence reaches."""
-    text = nvcc.ptx(instances("mlp_attribute_backward", (math, 16)), KERNELS)
+    text = nvcc.ptx(instances("mlp_attribute_backward", (math, 32)), KERNELS)
     assert "ld.global" in text
     assert "ld.global.nc" not in text
     assert "nanosleep" in text
