@@ -114,3 +114,39 @@ def test_moments_of_the_batch_are_taken_once_and_of_all_rows():
         torch.testing.assert_close(a, b)
     assert not apart(models[1], x)
     assert apart(models[1].eval(), x)
+
+
+def column(mix: Any) -> Any:
+    """A network with one output a row, whose rows `mix` takes apart or together."""
+    return lambda x, p: mix(x.flatten(-1) @ p.unsqueeze(1))
+
+
+ONE_COLUMN = {  # networks with one output a row, which are one chain only where row i depends on row i alone
+    "a product along the batch": column(lambda y: torch.triu(torch.ones(6, 6, dtype=torch.float64)) @ y),
+    "the batch turned round": column(lambda y: y.flip(0)),
+    "sums along the batch": column(lambda y: y.cumsum(0)),
+    "the batch less its mean": column(lambda y: y - y.mean(0)),
+    "the first rows alone": column(lambda y: y[:4]),
+    "rows added": column(lambda y: y.sum(0, keepdim=True)),
+    "more rows than samples": column(lambda y: torch.cat([y, y], 0)),
+    "features as rows": lambda x, p: x.reshape(-1, 1) * p[0],
+    "features before samples": lambda x, p: (x * p).transpose(0, 1).sum(1, keepdim=True),
+    "apart": column(lambda y: y.relu()),
+}
+
+
+@pytest.mark.parametrize("weighted", ["given", "trained", "not given"])
+@pytest.mark.parametrize("name", ONE_COLUMN)
+def test_one_output_a_row_equals_double_backward_however_rows_depend_on_samples(name, weighted):
+    model, x = Function(ONE_COLUMN[name]).double(), torch.randn(6, 4).double().requires_grad_()
+    assert (name == "apart") == apart(model, x)
+    u = None
+    if weighted != "not given":
+        u = torch.randn_like(model(x)).detach().requires_grad_(weighted == "trained")
+    steps = []
+    for engine in ("sweep", "autograd"):
+        output, attribution = xa.attribute(model, x, cotangent=u, engine=engine)
+        leaves = [t for t in (x, model.p, u) if t is not None and t.requires_grad]
+        found = torch.autograd.grad(output.sin().sum() + attribution.sin().sum(), leaves)
+        steps.append((output, attribution, *found))
+    torch.testing.assert_close(*steps)

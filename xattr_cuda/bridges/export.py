@@ -30,7 +30,7 @@ class WithAttribution(nn.Module):
         values, transposes = forward_plain(bound, xs)
         (place,) = bound.program.outputs
         output = values[place]
-        seeds = seeds_of([output], self._chosen(output, target), None)
+        seeds = seeds_of([output], self._chosen(output, target), None, lambda: False)
         (seed,) = seeds.starts
         found = _transposed(bound, transposes, place, seed, len(xs))
         attributions = [x * g for x, g in zip(xs, found, strict=True)]

@@ -20,6 +20,7 @@ class BatchScaleRule(Layer):
 
     recomputes = True
     keeps = 1
+    maps_apart = True  # the factor is held constant
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting

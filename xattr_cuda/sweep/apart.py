@@ -1,7 +1,8 @@
-"""Whether a program treats the samples of a batch apart, so that a share of them can be swept alone.
+"""Whether a program treats the samples of a batch apart.
 
-Known of a program whose layers all say so (`Layer.apart`) and whose values all have the batch in dimension 0 and there
-alone. That is tried on shapes, once, for batches of sizes that nothing else has.
+A share of them can then be swept alone, and one chain serves a network with one output: row i of the output depends on
+row i of the inputs. It is known of a program whose layers all say so (`Layer.apart`) and whose values all have the
+batch in dimension 0 and there alone. That is tried on shapes, once, for batches of sizes that nothing else has.
 """
 
 from collections.abc import Sequence
@@ -34,12 +35,13 @@ class Like(NamedTuple):
         return torch.empty(shape, dtype=self.dtype, device="meta")
 
 
-def treats_apart(bound: BoundProgram, inputs: Sequence[Like]) -> bool:
+def treats_apart(bound: BoundProgram, inputs: Sequence[Like], found_pattern: bool = False) -> bool:
     """Whether each sample's output is known to depend on that sample alone; False where it is not known.
 
-    inputs: of the network; their batch size does not matter, nor does the device of the parameters.
+    inputs: of the network; their batch size does not matter, nor does the device of the parameters. found_pattern: ask
+    this of the linear map of the batch's activation pattern, not of the network.
     """
-    if not all(layer.apart for layer in bound.layers):
+    if not all(layer.maps_apart if found_pattern else layer.apart for layer in bound.layers):
         return False
     params = tuple([tuple([Like(tuple(p.shape), p.dtype) for p in tensors]) for tensors in bound.params])
     key = (tuple([Like((0, *like.shape[1:]), like.dtype) for like in inputs]), params)

@@ -113,13 +113,13 @@ def _another(number: int) -> int:
 
 
 @_constant
-def _apart(number: int, inputs: tuple[Any, ...], constants: tuple[Any, ...]) -> bool:
-    """Whether the program treats samples apart, by the shapes and dtypes of its tensors."""
+def _apart(number: int, inputs: tuple[Any, ...], constants: tuple[Any, ...], found_pattern: bool) -> bool:
+    """`treats_apart` of the program, by the shapes and dtypes of its tensors."""
     record = _records[number]
     model = record.model()
     assert model is not None
     given = [None if c is None else Like(*c).empty() for c in constants]
-    return treats_apart(bound(record.program, occurrences(model), given), [Like(*x) for x in inputs])
+    return treats_apart(bound(record.program, occurrences(model), given), [Like(*x) for x in inputs], found_pattern)
 
 
 _through = _in_graph(through_outputs)
@@ -277,9 +277,16 @@ class CompiledRun:
 
     def treats_samples_apart(self) -> bool:
         """As `Run`'s, found while the graph is traced."""
+        return self._apart(False)
+
+    def maps_samples_apart(self) -> bool:
+        """As `Run`'s, found while the graph is traced."""
+        return self._apart(True)
+
+    def _apart(self, found_pattern: bool) -> bool:
         inputs = tuple([((0, *_known(x.shape[1:])), x.dtype) for x in self.xs])
         constants = [(_known(c.shape), c.dtype) if isinstance(c, Tensor) else None for c in self.constants]
-        return _apart(self.number, inputs, tuple(constants))
+        return _apart(self.number, inputs, tuple(constants), found_pattern)
 
     def on(self, xs: list[Tensor]) -> "CompiledRun":
         """The same step on other inputs: rows of these."""

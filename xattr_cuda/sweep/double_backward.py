@@ -53,9 +53,8 @@ def attribute(
     with torch.enable_grad():
         inputs, outputs, structure = _call(model, xs, constants)
         given = None if cotangent is None else flatten_like(cotangent, structure)
-        seeds = seeds_of(outputs, target, given)
-        weights = seeds.starts if cotangent is None else seeds.cotangents
-        attributions = _explain(inputs, outputs, weights, rows)
+        seeds = seeds_of(outputs, target, given, lambda: False)
+        attributions = _explain(inputs, outputs, seeds.starts if given is None else seeds.cotangents, rows)
     return (
         fill(structure, _finished(outputs, differentiable)),
         _finished(attributions, differentiable),

@@ -58,6 +58,11 @@ class Layer(ABC):
     apart: bool = False
     """Is known to treat each sample by itself, wherever dimension 0 of what it takes and returns is the batch."""
 
+    @property
+    def maps_apart(self) -> bool:
+        """The linear map of a pattern treats each sample by itself, though the batch may have made the pattern."""
+        return self.apart
+
     name: str = ""  # the qualified name in the model; it and the kind are set when the layer joins a program
     kind: str = ""  # of the module's class or of the function
 

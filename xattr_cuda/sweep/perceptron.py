@@ -116,7 +116,7 @@ class Perceptron:
         """`seeds_of` the output, which need not be there yet."""
         if self.one_output and target is None and given is None:
             return _ONES
-        return seeds_of([self.blank()], target, given)
+        return seeds_of([self.blank()], target, given, lambda: True)
 
     def sweep(self, seeds: Seeds, needs_grad: bool) -> Any:
         """The forward and the attribution sweep: a step with `y`, and `unscaled`, the attribution before its scale."""

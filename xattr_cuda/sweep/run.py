@@ -31,6 +31,7 @@ class AnyRun(Protocol):
     @property
     def structure(self) -> Any: ...
     def needs_grad(self, *tensors: Any) -> bool: ...
+    def maps_samples_apart(self) -> bool: ...
     def forward(self, keep: bool) -> list[Tensor]: ...
     def attributions(self, seeds: Optionals, one_output: bool, cotangents: Optionals) -> list[Tensor]: ...
     def sweep(
@@ -66,6 +67,11 @@ class Around:
         """Whether there is anything to differentiate."""
         needed: bool = self.run.needs_grad(*tensors)
         return needed
+
+    def maps_samples_apart(self) -> bool:
+        """Whether one chain serves a network with one output."""
+        known: bool = self.run.maps_samples_apart()
+        return known
 
 
 @dataclass
@@ -106,7 +112,14 @@ class Run:
         """Whether a sample's output is known to depend on that sample alone: rows can be swept without others."""
         if self.perceptron is not None:
             return True
-        return treats_apart(self.bound, [Like(tuple(x.shape), x.dtype) for x in self.xs])
+        return treats_apart(self.bound, self._likes())
+
+    def maps_samples_apart(self) -> bool:
+        """Whether row i of the output is known to depend, for the batch's pattern, on row i of the inputs alone."""
+        return self.perceptron is not None or treats_apart(self.bound, self._likes(), found_pattern=True)
+
+    def _likes(self) -> list[Like]:
+        return [Like(tuple(x.shape), x.dtype) for x in self.xs]
 
     def on(self, xs: list[Tensor]) -> "Run":
         """The same step on other inputs: rows of these."""

@@ -22,7 +22,7 @@ def step_of_output(run: AnyRun, target: Target, given: Sequence[Any] | None) -> 
     if run.perceptron is not None:
         return _of_perceptron(run.perceptron, needs_grad, target, given)
     outputs = run.forward(keep=needs_grad)
-    seeds = seeds_of(outputs, target, given)
+    seeds = seeds_of(outputs, target, given, run.maps_samples_apart)
     if not needs_grad:
         return outputs, run.attributions(seeds.starts, seeds.one_output, seeds.cotangents)
     outputs, attributions, _ = run.sweep(seeds.starts, seeds.one_output, seeds.cotangents, None)

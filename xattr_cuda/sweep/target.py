@@ -1,6 +1,6 @@
 """From a target to the cotangent of the output: which output of each sample is attributed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -93,34 +93,39 @@ def one_hot(output: Tensor, target: Target) -> Tensor:
 class Seeds(NamedTuple):
     """Where the chain of the attribution starts. Lists have an entry for each output of the model."""
 
-    starts: list[Tensor | None]  # constant: ones where there is one output, else the weights of the outputs
+    starts: list[Tensor | None]  # constant: ones where one chain serves one output, else the weights of the outputs
     cotangents: list[Tensor | None]  # the caller's, which may require gradients
-    one_output: bool
+    one_output: bool  # one a sample, of samples that are known to be treated apart: one chain
 
 
-def seeds_of(outputs: Sequence[Tensor], target: Target, given: Sequence[Any] | None) -> Seeds:
-    """The seeds for a target, or for the cotangents that were given, one for each output or None."""
+def seeds_of(
+    outputs: Sequence[Tensor], target: Target, given: Sequence[Any] | None, apart: Callable[[], bool]
+) -> Seeds:
+    """The seeds for a target, or for the cotangents that were given, one for each output or None.
+
+    apart: whether row i of the output depends on row i of the inputs alone; asked where there is one output a sample.
+    """
     if given is not None and target is not None:
         raise ValueError("give `target` or `cotangent`, not both: a cotangent already weights every output")
     if given is not None:
         cotangents = [_checked(y, u) for y, u in zip(outputs, given, strict=True)]
     elif len(outputs) == 1:
-        return _of_target(outputs[0], target)
+        return _of_target(outputs[0], target, apart)
     else:
         raise ValueError(
             f"the model returns {len(outputs)} tensors; weight them with `cotangent`, a structure like theirs"
         )
-    if len(outputs) == 1 and has_one_output(outputs[0]) and cotangents[0] is not None:
+    if len(outputs) == 1 and has_one_output(outputs[0]) and cotangents[0] is not None and apart():
         return Seeds([torch.ones_like(outputs[0])], cotangents, True)
     return Seeds([None if u is None else u.detach() for u in cotangents], cotangents, False)
 
 
-def _of_target(output: Tensor, target: Target) -> Seeds:
+def _of_target(output: Tensor, target: Target, apart: Callable[[], bool]) -> Seeds:
     if not has_one_output(output):
         return Seeds([one_hot(output, target)], [None], False)
     if target is not None:
         one_hot(output, target)  # there is nothing to choose: None, or an index of the only output
-    return Seeds([torch.ones_like(output)], [None], True)
+    return Seeds([torch.ones_like(output)], [None], apart())
 
 
 def _checked(output: Tensor, cotangent: Any) -> Tensor | None:
