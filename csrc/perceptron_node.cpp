@@ -199,6 +199,10 @@ Gradients PerceptronBackward::sweep(
 }
 
 variable_list PerceptronBackward::apply(variable_list&& sent) {
+  TORCH_CHECK(
+      !at::GradMode::is_enabled(),
+      "xattr_cuda: the sweeps are differentiable once, and create_graph=True asks for more; for second order use "
+      "xa.attribute(..., engine='autograd')");
   const bool keep = torch::autograd::get_current_graph_task_keep_graph();
   Kept kept = [&] {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -236,15 +240,7 @@ variable_list PerceptronBackward::apply(variable_list&& sent) {
       if (input_cotangent) found[kX] = sum_of(gradients.delta, found[kX]);
     }
   }
-  if (!at::GradMode::is_enabled()) return found;
-  // Whoever asked for a graph of the gradients gets one that refuses to be used.
-  auto error = make_node<torch::autograd::DelayedError>(
-      "xattr_cuda: the sweeps are differentiable once; for second order use xa.attribute(..., engine='autograd')",
-      static_cast<int64_t>(found.size()));
-  for (at::Tensor& t : found) {
-    if (t.defined()) t = t.detach().set_requires_grad(true);
-  }
-  return (*error)(std::move(found));
+  return found;
 }
 
 namespace {

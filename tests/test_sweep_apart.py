@@ -122,7 +122,7 @@ def column(mix: Any) -> Any:
 
 
 ONE_COLUMN = {  # networks with one output a row, which are one chain only where row i depends on row i alone
-    "a product along the batch": column(lambda y: torch.triu(torch.ones(6, 6, dtype=torch.float64)) @ y),
+    "a product along the batch": lambda x, p: p.sum().expand(6, 6).triu() @ (x @ p.unsqueeze(1)),
     "the batch turned round": column(lambda y: y.flip(0)),
     "sums along the batch": column(lambda y: y.cumsum(0)),
     "the batch less its mean": column(lambda y: y - y.mean(0)),

@@ -146,7 +146,7 @@ def _sorted(self, x):
         (_normalised, xa.NotHomogeneousError, "'layer_norm'"),
         (_branch, xa.UnsupportedLayerError, "traced"),
         (_two_results, xa.UnsupportedLayerError, "something else than tensors"),
-        (_constant, xa.UnsupportedLayerError, "does not depend"),
+        (_constant, xa.UnsupportedLayerError, "Register it as a buffer"),
         (_view, xa.UnsupportedLayerError, "in place.*another view"),
         (_assigned, xa.UnsupportedLayerError, "item assignment"),
         (_pieces, xa.UnsupportedLayerError, "one by one"),

@@ -8,6 +8,7 @@ from captum.attr import InputXGradient, IntegratedGradients
 from helpers import curved_loss, relative_error
 from networks import build
 from torch import nn
+from torch.autograd import forward_ad
 
 import xattr_cuda as xa
 from xattr_cuda import ops
@@ -18,9 +19,27 @@ def test_a_second_derivative_is_refused_with_a_clear_error(backend):
     model, x = build("many outputs")
     x.requires_grad_()
     output, attribution = xa.attribute(model, x, 1)
-    (gradient,) = torch.autograd.grad(curved_loss(output, attribution), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"once_differentiable|differentiable once"):
-        gradient.sum().backward()
+    for loss in (curved_loss(output, attribution), output.sum() + attribution.sum()):  # the second sends constants
+        with pytest.raises(RuntimeError, match="differentiable once"):
+            torch.autograd.grad(loss, x, create_graph=True, retain_graph=True)
+        torch.autograd.grad(loss, x, retain_graph=True)
+
+
+def test_a_second_derivative_of_a_loss_is_refused(backend):
+    model, x = build("many outputs")
+    loss = xa.attribute_loss(model, x, lambda output: output.sum()).loss
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # PyTorch's, as it enters the level
+@pytest.mark.parametrize("network", ["many outputs", "one output", "PReLU by channel"])
+def test_forward_mode_is_refused(network, backend):
+    model, x = build(network)
+    for frozen in (False, True):
+        model.requires_grad_(not frozen)
+        with forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward-mode"):
+            xa.attribute(model, forward_ad.make_dual(x, x), 0)
 
 
 @pytest.mark.parametrize("network", ["many outputs", "one output", "PReLU by channel"])

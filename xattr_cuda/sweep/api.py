@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from . import double_backward, sharded
 from .arguments import fill, flatten_like
@@ -49,6 +50,11 @@ def _sweeps(engine: str, hooked: bool) -> bool:
 def _start(
     model: nn.Module, xs: Sequence[Tensor], constants: Sequence[Any], rows: Rows | None, dtype: torch.dtype | None
 ) -> AnyRun:
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "xattr_cuda: a step has no forward-mode derivative (torch.func.jvp, jacfwd, forward_ad.dual_level); "
+            'use engine="autograd", or reverse mode'
+        )
     if torch.compiler.is_compiling():
         from .compiled import CompiledRun  # here, since it takes Dynamo, which takes seconds to import
 

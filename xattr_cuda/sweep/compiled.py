@@ -26,7 +26,6 @@ from .program import (
     Attribute,
     Expression,
     Extra,
-    Literal,
     Program,
     bound,
     constants_of,
@@ -144,7 +143,7 @@ def _sources(number: int) -> tuple[tuple[Any, ...], ...]:
 
 @_constant
 def _computes_constants(number: int) -> bool:
-    return any(isinstance(c, (Expression, Literal)) for c in _records[number].program.constants)
+    return any(isinstance(c, Expression) for c in _records[number].program.constants)
 
 
 @_constant
@@ -190,12 +189,7 @@ def _constants(number: int, *given: Any) -> tuple[Any, ...]:
     program = _records[number].program
     places = {id(constant): value for constant, value in zip(program.constants, given, strict=True)}
 
-    def read(constant: Attribute | Extra | Literal) -> Any:
-        if isinstance(constant, Literal):  # its tensor is none of the graph's
-            return torch.tensor(constant.numbers, dtype=constant.value.dtype, device=constant.value.device)
-        return places[id(constant)]
-
-    return tuple(constants_of(program, read))
+    return tuple(constants_of(program, lambda constant: places[id(constant)]))
 
 
 @_in_graph

@@ -8,12 +8,12 @@ output, or the loss is attributed) there is one chain, and s is not zero.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from itertools import accumulate, islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import ops
 from .engine import Tape, cotangent_sweep, tangent_sweep
@@ -22,6 +22,25 @@ from .saved import Saved
 
 Tensors = Sequence[Tensor]
 Optionals = Sequence[Tensor | None]
+
+
+def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that refuses to be differentiated, where a graph of it is asked for.
+
+    torch.autograd.function.once_differentiable refuses only where what was sent requires a gradient, and elsewhere
+    passes constants for gradients.
+    """
+
+    @wraps(backward)
+    def checked(ctx: Any, *sent: Tensor | None) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "xattr_cuda: the sweeps are differentiable once, and create_graph=True asks for more; for second order "
+                "use xa.attribute(..., engine='autograd')"
+            )
+        return backward(ctx, *sent)
+
+    return checked
 
 
 @dataclass
@@ -99,7 +118,7 @@ class SweepFunction(torch.autograd.Function):
         return (*step.outputs, *attributions, None if loss is None else loss.clone())
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         with ops.use_backend(ctx.backend), below_autograd():
             return _backward(ctx, gradients)

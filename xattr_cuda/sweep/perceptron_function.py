@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import ops
-from .function import below_autograd, factor_of
+from .function import below_autograd, factor_of, first_order
 
 
 @dataclass
@@ -96,7 +95,7 @@ class PerceptronFunction(torch.autograd.Function):
         return step.y, attribution, None if loss is None else loss.clone()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor | None, a: Tensor | None, d_loss: Tensor | None) -> Any:
         with ops.use_backend(ctx.backend), below_autograd():
             return _backward(ctx, dy, a, d_loss)

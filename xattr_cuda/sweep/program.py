@@ -5,18 +5,25 @@ dropout rate or a swapped layer is always seen. Programs are cached beside the m
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import BuiltinFunctionType, FunctionType
+from enum import Enum
+from functools import partial
+from numbers import Number
+from types import BuiltinFunctionType, FunctionType, SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from .arguments import map_leaves
 from .errors import LayerError, UnsupportedLayerError
+from .inputs import autocasts
 from .layer import Layer
+from .reads import Reads
 from .rules.registry import Constant, ModuleRule, Size, Value, rule_of
 from .schedule import Graph, Schedule, Traits, schedule
 from .sharded import check_gathered, is_of_fsdp
@@ -25,6 +32,8 @@ Signature = tuple[Any, ...]
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
 _SEEN = (bool, int, float, str, type, FunctionType, BuiltinFunctionType, torch.dtype)
+_reads: WeakKeyDictionary[type[nn.Module], Reads] = WeakKeyDictionary()
+_LIMIT = 64  # programs of one model
 _fixed: dict[type[nn.Module], bool] = {}  # module types of PyTorch, whose forward depends on nothing that changes
 _OWN = frozenset(vars(nn.Module()))  # attributes that every module has
 SHAPE_READERS: dict[Any, Callable[..., Any]] = {
@@ -67,14 +76,6 @@ class Extra:
     index: int
 
 
-@dataclass(frozen=True, eq=False)
-class Literal:
-    """A tensor that the model's forward makes from numbers."""
-
-    value: Tensor
-    numbers: Any
-
-
 @dataclass(frozen=True)
 class Instruction:
     """A layer in a program. Value i is the network's input i, or the output of instruction i - number of inputs."""
@@ -96,7 +97,7 @@ class Program:
 
     inputs: int
     instructions: tuple[Instruction, ...]
-    constants: tuple[Attribute | Extra | Literal | Expression, ...]
+    constants: tuple[Attribute | Extra | Expression, ...]
     sizes: tuple[Expression, ...]
     outputs: tuple[int, ...]
     structure: Any  # what the model returns, with positions in `outputs` for tensors
@@ -165,34 +166,70 @@ def settings_of(module: nn.Module) -> tuple[tuple[str, Any], ...]:
     return tuple([(k, v) for k, v in vars(module).items() if isinstance(v, _PLAIN)])
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(value: Any, depth: int = 4) -> Any:
     """A value that a forward may branch on, hashable; None for what is none."""
+    if isinstance(value, _SEEN):
+        return value
+    if depth == 0 or isinstance(value, (Tensor, nn.Module)):
+        return None
     if isinstance(value, (tuple, list)):
-        return type(value), tuple([_frozen(v) for v in value])
+        return type(value), tuple([_frozen(v, depth - 1) for v in value])
     if isinstance(value, dict):
-        return tuple([(k, _frozen(v)) for k, v in value.items()])
-    return value if isinstance(value, _SEEN) else None
+        return tuple([(k, _frozen(v, depth - 1)) for k, v in value.items()])
+    if isinstance(value, (set, frozenset)):
+        return frozenset([_frozen(v, depth - 1) for v in value])
+    if isinstance(value, (Enum, Number)):
+        return value
+    if isinstance(value, partial):
+        return _frozen((value.func, value.args, value.keywords), depth)
+    kind = type(value)
+    if kind is not SimpleNamespace and kind.__module__.split(".")[0] in sys.stdlib_module_names:
+        return kind
+    return kind, _frozen(getattr(value, "__dict__", {}), depth - 1)
 
 
-def _traced_settings(module: nn.Module) -> tuple[tuple[str, Any], ...]:
+def _traced_settings(module: nn.Module) -> tuple[Any, ...]:
     """What a module that a trace goes through was given: its forward may depend on it."""
     kind = type(module)
     if kind not in _fixed:
         _fixed[kind] = kind.__module__.startswith("torch.nn.")
     if _fixed[kind] or rule_of(kind) is not None:
         return ()
-    return tuple([(k, _frozen(v)) for k, v in vars(module).items() if k not in _OWN])
+    if kind not in _reads:
+        _reads[kind] = Reads(kind)
+    beside = [_frozen(v) for v in _reads[kind].values()]
+    absent = [
+        (name, part is None)
+        for parts in (module._modules, module._parameters, module._buffers)
+        for name, part in parts.items()
+    ]
+    return (*beside, *absent, *[(k, _frozen(v)) for k, v in vars(module).items() if k not in _OWN])
 
 
 def signature_of(modules: list[nn.Module]) -> Signature:
     """What a trace depends on: types, modes, plain settings, and which occurrences are one module."""
     first: dict[nn.Module, int] = {}
-    return tuple([(first.setdefault(m, i), type(m), m.training, _traced_settings(m)) for i, m in enumerate(modules)])
+    settings = [_traced_settings(m) for m in modules]
+    if any(settings):  # whose forward may read those of its children
+        settings = [of or settings_of(m) for of, m in zip(settings, modules, strict=True)]
+    found = [(first.setdefault(m, i), type(m), m.training, settings[i]) for i, m in enumerate(modules)]
+    return (autocasts(torch.device("cpu")), autocasts(torch.device("cuda")), *found)
 
 
 def hooked(model: nn.Module, modules: list[nn.Module]) -> Iterator[UnsupportedLayerError]:
     """An error for every module with hooks that nobody runs; those of FSDP are run around the sweeps."""
+    if _has_any_global_hook():
+        yield UnsupportedLayerError(
+            "", type(model).__name__, "hooks of all modules are registered, which a sweep would skip", "Remove them"
+        )
     for module in modules:
+        if "forward" in module.__dict__:
+            yield UnsupportedLayerError(
+                next(name for name, m in model.named_modules() if m is module),
+                type(module).__name__,
+                "the instance has a forward of its own in place of its class's, which a sweep would skip",
+                "Make it a method of a class",
+            )
         forward = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
         if module._backward_hooks or module._backward_pre_hooks or not all(is_of_fsdp(hook) for hook in forward):
             yield UnsupportedLayerError(
@@ -203,7 +240,7 @@ def hooked(model: nn.Module, modules: list[nn.Module]) -> Iterator[UnsupportedLa
             )
 
 
-def constants_of(program: Program, read: Callable[[Attribute | Extra | Literal], Any]) -> list[Any]:
+def constants_of(program: Program, read: Callable[[Attribute | Extra], Any]) -> list[Any]:
     """The program's constants, in the live graph of autograd: a layer may use a function of a parameter."""
     values: list[Any] = []
 
@@ -220,6 +257,13 @@ def constants_of(program: Program, read: Callable[[Attribute | Extra | Literal],
     return values
 
 
+def _tensor(constant: Any) -> Tensor:
+    """A constant as a layer takes it: a number that was read from a buffer becomes a tensor again."""
+    if isinstance(constant, Tensor):
+        return constant
+    return torch.tensor(constant, dtype=torch.float64 if isinstance(constant, float) else None)
+
+
 def bound(program: Program, modules: list[nn.Module], constants: Sequence[Any]) -> BoundProgram:
     """The program with layers built from the modules as they are, and the given constants."""
     layers: list[Layer] = []
@@ -234,7 +278,7 @@ def bound(program: Program, modules: list[nn.Module], constants: Sequence[Any]) 
             except LayerError as error:
                 raise error.at(instruction.name, instruction.kind) from None
             layers.append(named(layer, instruction.name, instruction.kind))
-        params.append(tuple([constants[i] for i in instruction.params]) if instruction.params else ())
+        params.append(tuple([_tensor(constants[i]) for i in instruction.params]) if instruction.params else ())
     check_gathered(program.instructions, params)
     return BoundProgram(program, layers, params, program.schedule(layers, params))
 
@@ -261,12 +305,14 @@ _programs: WeakKeyDictionary[nn.Module, dict[Signature, Program]] = WeakKeyDicti
 
 def program_of(model: nn.Module, modules: list[nn.Module], inputs: int, extras: Sequence[Any]) -> Program:
     """The program of a model as it is now, traced where it has changed."""
-    given = tuple([None if isinstance(e, Tensor) else e for e in extras])
+    given = tuple([None if isinstance(e, Tensor) else _frozen(e) for e in extras])
     signature = (inputs, given, signature_of(modules))
     cache = _programs.setdefault(model, {})
     if signature not in cache:
         from .trace import trace  # here, since it imports this module
 
+        if len(cache) == _LIMIT:
+            del cache[next(iter(cache))]  # the oldest
         cache[signature] = trace(model, modules, inputs, extras)
     return cache[signature]
 
@@ -283,11 +329,9 @@ def bind(model: nn.Module, inputs: int = 1, extras: Sequence[Any] = ()) -> Bound
     for error in hooked(model, modules):
         raise error
 
-    def read(constant: Attribute | Extra | Literal) -> Any:
+    def read(constant: Attribute | Extra) -> Any:
         if isinstance(constant, Extra):
             return extras[constant.index]
-        if isinstance(constant, Literal):
-            return constant.value
         return getattr(modules[constant.position], constant.name)
 
     return bound(program, modules, constants_of(program, read))

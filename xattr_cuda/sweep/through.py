@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .function import first_order
+
 
 class _Through(torch.autograd.Function):
     """(loss, outputs, cotangents) -> loss, whose gradient d reaches the loss, and each output times its cotangent."""
@@ -16,6 +18,7 @@ class _Through(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, d: Tensor) -> Any:  # type: ignore[override]
         seeds = ctx.saved_tensors
         return d, *(None if seed is None else d * seed for seed in seeds), *(None for _ in seeds)

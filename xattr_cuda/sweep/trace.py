@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from .arguments import leaves, map_leaves
 from .errors import LayerError, NotHomogeneousError, UnsupportedLayerError
@@ -24,7 +24,6 @@ from .program import (
     Expression,
     Extra,
     Instruction,
-    Literal,
     Program,
     hooked,
     named,
@@ -42,7 +41,7 @@ from .rules.registry import (
     supported,
 )
 from .rules.shape import piece
-from .tracer import Tracer
+from .tracer import CONSTANT, Attributes, Tracer
 from .wrappers import wrapped
 
 _PIECES = {"chunk", "split", "tensor_split", "unbind", torch.chunk, torch.split, torch.tensor_split, torch.unbind}
@@ -95,11 +94,9 @@ class _Converter:
         model: nn.Module,
         modules: list[nn.Module],
         graph: fx.Graph,
-        extras: dict[str, int],
         errors: list[LayerError] | None,
-        literals: dict[str, Tensor],
     ) -> None:
-        self.model, self.graph, self.extras, self.errors, self.literals = model, graph, extras, errors, literals
+        self.model, self.graph, self.errors = model, graph, errors
         self.position = {id(m): i for i, m in reversed(list(enumerate(modules)))}
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.written = redirect(graph, model)
@@ -107,7 +104,7 @@ class _Converter:
         self.storage: dict[int, int] = {}  # of each value: the first value that it may share memory with
         self.inputs = 0
         self.instructions: list[Instruction] = []
-        self.constants: list[Attribute | Extra | Literal | Expression] = []
+        self.constants: list[Attribute | Extra | Expression] = []
         self.sizes: list[Expression] = []
 
     def run(self, inputs: int) -> Program:
@@ -118,6 +115,13 @@ class _Converter:
                 self.inputs += 1
         (output,) = (node for node in self.graph.nodes if node.op == "output")
         needed = self._needed(output)
+        for node in self.written.keys() - needed:
+            raise UnsupportedLayerError(
+                _where(node),
+                called(node),
+                "it writes in place, and the network reads what it has written by another name or not at all",
+                "Use the form that is not in place, and its result",
+            )
         for node in self.graph.nodes:
             if node in needed and node not in self.found and node is not output:
                 self.found[node] = self._convert_or_note(node)
@@ -166,19 +170,23 @@ class _Converter:
 
     def _convert(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            extra = self.extras[str(node.target)]
-            return self._constant(Extra(extra))
+            return self._constant(Extra(int(str(node.target).removeprefix(CONSTANT))))
         if node.op == "get_attr":
             path, _, name = str(node.target).rpartition(".")
-            if node.target in self.literals:
-                value = self.literals[node.target]
-                return self._constant(Literal(value, value.tolist()))
+            if name.startswith("_tensor_constant"):
+                raise UnsupportedLayerError(
+                    _where(node),
+                    "tensor",
+                    "its forward uses a tensor that is neither an attribute nor made of any, so that it would stay as "
+                    "it was at the trace",
+                    "Register it as a buffer",
+                )
             return self._constant(Attribute(self.position[id(self.model.get_submodule(path))], path, name))
         args, kwargs = self._known((node.args, node.kwargs))
         given = leaves((args, kwargs))
         if any(isinstance(a, (Value, _Pieces)) for a in given):
             return self._on_value(node, args, kwargs)
-        if any(isinstance(a, Size) for a in given):
+        if any(isinstance(a, Size) for a in given) and node not in self.written:
             return self._size(Expression(self._function(node), args, kwargs))
         if node.op == "call_module" or node in self.written:
             raise UnsupportedLayerError(
@@ -213,7 +221,7 @@ class _Converter:
             raise _refusal(target, _where(node), str(target) if isinstance(target, str) else called(node))
         return self._call(node, build, args, kwargs)
 
-    def _constant(self, constant: Attribute | Extra | Literal | Expression) -> Constant:
+    def _constant(self, constant: Attribute | Extra | Expression) -> Constant:
         if isinstance(constant, Attribute) and constant in self.constants:
             return Constant(self.constants.index(constant))
         self.constants.append(constant)
@@ -308,38 +316,30 @@ class _Converter:
                 )
 
 
-def _arguments(model: nn.Module, inputs: int, extras: Sequence[Any]) -> tuple[dict[str, int], dict[str, Any]]:
-    """Names of the constant tensors among the arguments of forward with their index; values of all other arguments."""
+def _check_arguments(model: nn.Module, inputs: int, extras: Sequence[Any]) -> None:
     parameters = list(inspect.signature(model.forward).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if any(p.kind == p.VAR_POSITIONAL for p in parameters):
-        return {}, {}
-    if len(positional) < inputs + len(extras):
+    if all(p.kind != p.VAR_POSITIONAL for p in parameters) and len(positional) < inputs + len(extras):
         raise ValueError(
             f"{type(model).__name__}.forward takes {len(positional)} arguments, got {inputs} inputs"
             + (f" and {len(extras)} constants" if extras else "")
         )
-    tensors, fixed = {}, {p.name: p.default for p in parameters[inputs:] if p.default is not p.empty}
-    for i, (parameter, extra) in enumerate(zip(positional[inputs:], extras, strict=False)):
-        fixed.pop(parameter.name, None)
-        if isinstance(extra, Tensor):
-            tensors[parameter.name] = i
-        else:
-            fixed[parameter.name] = extra
-    return tensors, fixed
 
 
-def _restore(before: list[tuple[nn.Module, dict[str, Any]]]) -> None:
-    """Give modules back the attributes that they had: a trace runs their forward, and fx leaves literals in them."""
-    for module, attributes in before:
-        for name in vars(module).keys() - attributes.keys():
-            del module.__dict__[name]
-        module.__dict__.update(attributes)
+def _check_unchanged(model: nn.Module, attributes: Attributes) -> None:
+    for module, attribute in attributes.changed():
+        name = next(name for name, m in model.named_modules() if m is module)
+        raise UnsupportedLayerError(
+            name,
+            type(module).__name__,
+            f"its forward changes its attribute {attribute!r}, which a sweep would not do",
+            'Change it outside of the forward, or use engine="autograd"',
+        )
 
 
 def _single(model: nn.Module, modules: list[nn.Module], rule: ModuleRule, inputs: int) -> Program:
     """The program of a model that is one layer."""
-    converter = _Converter(model, modules, fx.Graph(), {}, None, {})
+    converter = _Converter(model, modules, fx.Graph(), None)
     converter.inputs = inputs
     converter.storage = {i: i for i in range(inputs)}
     value = converter.module(type(model).__name__, model, rule, tuple(range(inputs)))
@@ -364,11 +364,14 @@ def trace(
         return _single(model, modules, rule, inputs)
     if answer := reason_not_homogeneous(model):
         raise NotHomogeneousError("", kind, *answer)
-    tensors, fixed = _arguments(model, inputs, extras)
-    before = [(m, dict(vars(m))) for m in modules]
+    _check_arguments(model, inputs, extras)
+    attributes = Attributes(modules)
     try:
-        graph = Tracer().trace(model, concrete_args=fixed or None)
-        literals = {k: v for k, v in vars(model).items() if k not in before[0][1]}
+        with torch.enable_grad():  # as double backward runs it
+            graph = Tracer(inputs, extras).traced(model)
+        _check_unchanged(model, attributes)
+    except LayerError as error:
+        raise error.at("", kind) from None
     except Exception as error:
         raise UnsupportedLayerError(
             "",
@@ -378,8 +381,8 @@ def trace(
             'xa.Sweep), and keep its forward free of branches on data; or use engine="autograd", by double backward',
         ) from error
     finally:
-        _restore(before)
-    program = _Converter(model, modules, graph, tensors, errors, literals).run(inputs)
+        attributes.restore()
+    program = _Converter(model, modules, graph, errors).run(inputs)
     return program if errors else rectify_after_pooling(program)
 
 

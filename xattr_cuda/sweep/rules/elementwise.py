@@ -55,7 +55,8 @@ class AbsRule(Layer):
 class ExtremeRule(Layer):
     """The larger (or the smaller) of two tensors, with broadcasting. A tie gives half to each.
 
-    The residual: the masks of where the first wins, and of where it wins or there is a tie.
+    The residual: the masks of where the first is not beaten, and of where the second is not. Where a NaN leaves both
+    unset, each input has the whole of the cotangent, as in PyTorch.
     """
 
     apart = True
@@ -68,13 +69,14 @@ class ExtremeRule(Layer):
         check_dtypes(self, inputs)
         a, b = inputs
         out = torch.maximum(a, b) if self.largest else torch.minimum(a, b)
-        wins, holds = (a > b, a >= b) if self.largest else (a < b, a <= b)
-        return out, (pack(wins, a.dtype), pack(holds, a.dtype))
+        first, second = (a >= b, a <= b) if self.largest else (a <= b, a >= b)
+        return out, (pack(first, a.dtype), pack(second, a.dtype))
 
     def shares(self, frame: Frame, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """What of two tensors, of the shape of the output, belongs to the first input and to the second."""
-        wins, holds = frame.residual
-        return keep(keep(first, wins, 0.5), holds), keep(keep(second, ~holds, 0.5), ~wins)
+        one, other = frame.residual
+        alone = ~(one & other)  # no tie
+        return keep(keep(first, alone, 0.5), one | ~other), keep(keep(second, alone, 0.5), other | ~one)
 
     def tangent(self, frame: Frame, *tangents: Tensor) -> Tensor:
         first, second = self.shares(frame, *(v.expand(frame.out_shape) for v in tangents))

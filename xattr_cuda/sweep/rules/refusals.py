@@ -94,6 +94,13 @@ for _modules, _names, _reason, _remedy in _REFUSALS:
     refuse(*(getattr(nn, kind) for kind in _modules.split()), reason=_reason, remedy=_remedy)
     refuse(*_functions(_names.split()), reason=_reason, remedy=_remedy)
 refuse(
+    "detach",
+    "data",
+    torch.detach,
+    reason="it carries no gradient, so the attribution of what is made of it would not be complete",
+    remedy="Leave it out, or compute it outside of the network and give it by constants=",
+)
+refuse(
     operator.pow,
     operator.ipow,
     operator.floordiv,
