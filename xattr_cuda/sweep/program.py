@@ -188,32 +188,39 @@ def _frozen(value: Any, depth: int = 4) -> Any:
     return kind, _frozen(getattr(value, "__dict__", {}), depth - 1)
 
 
-def _traced_settings(module: nn.Module) -> tuple[Any, ...]:
-    """What a module that a trace goes through was given: its forward may depend on it."""
-    kind = type(module)
+def _reads_of(kind: type[nn.Module]) -> Reads | None:
+    """What the forward of a module type reads, if a trace goes through it."""
     if kind not in _fixed:
         _fixed[kind] = kind.__module__.startswith("torch.nn.")
     if _fixed[kind] or rule_of(kind) is not None:
-        return ()
+        return None
     if kind not in _reads:
         _reads[kind] = Reads(kind)
-    beside = [_frozen(v) for v in _reads[kind].values()]
-    absent = [
-        (name, part is None)
-        for parts in (module._modules, module._parameters, module._buffers)
-        for name, part in parts.items()
-    ]
-    return (*beside, *absent, *[(k, _frozen(v)) for k, v in vars(module).items() if k not in _OWN])
+    return _reads[kind]
+
+
+def _traced_settings(module: nn.Module) -> tuple[Any, ...]:
+    """What a module that a trace goes through was given: its forward may depend on it."""
+    parts = [(k, v is None) for of in (module._modules, module._parameters, module._buffers) for k, v in of.items()]
+    return (*parts, *[(k, _frozen(v)) for k, v in vars(module).items() if k not in _OWN])
 
 
 def signature_of(modules: list[nn.Module]) -> Signature:
-    """What a trace depends on: types, modes, plain settings, and which occurrences are one module."""
+    """What a trace depends on: types, modes, settings, what code reads, and which occurrences are one module."""
+    reads = {kind: _reads_of(kind) for kind in dict.fromkeys([type(m) for m in modules])}
+    traced = [r for r in reads.values() if r is not None]
+    names = frozenset().union(*[r.names for r in traced])  # the settings of children that a forward may read
+
+    def settings(module: nn.Module) -> tuple[Any, ...]:
+        if reads[type(module)] is not None:
+            return _traced_settings(module)
+        read = names & vars(module).keys() if names else ()
+        return tuple([(k, _frozen(vars(module)[k])) for k in read]) if read else ()
+
     first: dict[nn.Module, int] = {}
-    settings = [_traced_settings(m) for m in modules]
-    if any(settings):  # whose forward may read those of its children
-        settings = [of or settings_of(m) for of, m in zip(settings, modules, strict=True)]
-    found = [(first.setdefault(m, i), type(m), m.training, settings[i]) for i, m in enumerate(modules)]
-    return (autocasts(torch.device("cpu")), autocasts(torch.device("cuda")), *found)
+    found = [(first.setdefault(m, i), type(m), m.training, settings(m)) for i, m in enumerate(modules)]
+    beside = tuple([_frozen(v) for r in traced for v in r.values()])
+    return (autocasts(torch.device("cpu")), autocasts(torch.device("cuda")), beside, *found)
 
 
 def hooked(model: nn.Module, modules: list[nn.Module]) -> Iterator[UnsupportedLayerError]:

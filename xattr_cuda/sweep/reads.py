@@ -11,8 +11,9 @@ _LIBRARIES = ("torch", "numpy", "xattr_cuda", "builtins")
 
 
 def _names(code: CodeType) -> set[str]:
-    """All names in a function's code, those of functions within it included."""
-    return set(code.co_names).union(*(_names(c) for c in code.co_consts if isinstance(c, CodeType)))
+    """All names in a function's code, strings (as `getattr` takes) and those of functions within it included."""
+    strings = {c for c in code.co_consts if isinstance(c, str)}
+    return strings.union(code.co_names, *(_names(c) for c in code.co_consts if isinstance(c, CodeType)))
 
 
 def _functions(kind: type[nn.Module]) -> list[FunctionType]:
@@ -46,7 +47,7 @@ class Reads:
 
     def __init__(self, kind: type[nn.Module]) -> None:
         functions = _functions(kind)
-        names: set[str] = set().union(*(_names(f.__code__) for f in functions))
+        self.names = frozenset().union(*(_names(f.__code__) for f in functions)) - vars(nn.Module()).keys()
         self.globals = [
             (f.__globals__, name)
             for f in functions
@@ -55,7 +56,7 @@ class Reads:
         ]
         cells = (cell for f in functions for cell in f.__closure__ or () if _filled(cell))
         self.cells = [cell for cell in cells if not isinstance(cell.cell_contents, type)]
-        self.kind, self.attributes = ref(kind), [name for name in sorted(names) if _is_attribute(kind, name)]
+        self.kind, self.attributes = ref(kind), [name for name in sorted(self.names) if _is_attribute(kind, name)]
 
     def values(self) -> Iterator[Any]:
         """What they read now."""
