@@ -38,7 +38,6 @@ from .rules.registry import (
     function_rule_of,
     reason_not_homogeneous,
     rule_of,
-    supported,
 )
 from .rules.shape import piece
 from .tracer import CONSTANT, Attributes, Tracer
@@ -60,9 +59,8 @@ class _Pieces:
 def _refusal(target: Any, name: str, kind: str) -> LayerError:
     if answer := reason_not_homogeneous(target):
         return NotHomogeneousError(name, kind, *answer)
-    return UnsupportedLayerError(
-        name, kind, "no rule tells the sweeps how to pass through it", f"Supported are {supported()}; see register_rule"
-    )
+    remedy = 'Write one with xa.register_rule, or take the model with engine="autograd", by double backward'
+    return UnsupportedLayerError(name, kind, "no rule tells the sweeps how to pass through it", remedy)
 
 
 def _where(node: fx.Node) -> str:

@@ -1,7 +1,7 @@
 """The rules, one file a family. Importing this package registers them all."""
 
 from . import activation, arithmetic, conv, dropout, elementwise, join, linear, pad, pooling, refusals, shape, upsample
-from .registry import reason_not_homogeneous, rule_of, supported
+from .registry import reason_not_homogeneous, rule_of
 
 __all__ = [
     "activation",
@@ -17,6 +17,5 @@ __all__ = [
     "refusals",
     "rule_of",
     "shape",
-    "supported",
     "upsample",
 ]

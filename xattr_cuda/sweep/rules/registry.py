@@ -115,8 +115,3 @@ def reason_not_homogeneous(target: Any) -> tuple[str, str] | None:
     if isinstance(target, nn.Module):
         return next((why for kind, why in _REFUSED.items() if isinstance(target, kind)), None)
     return _REFUSED_FUNCTIONS.get(target)
-
-
-def supported() -> str:
-    """The names of the layer types that have a rule, for messages."""
-    return ", ".join(kind.__name__ for kind in _MODULES)
