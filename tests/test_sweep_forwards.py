@@ -2,6 +2,7 @@
 
 import copy
 import random
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,16 @@ def test_a_parameter_that_was_none_is_seen():
     torch.testing.assert_close(xa.attribute(model, x, 0).output, x)
     model.w = nn.Parameter(torch.full((3,), 2.0))
     torch.testing.assert_close(xa.attribute(model, x, 0).output, 2 * x)
+
+
+def test_threads_that_trace_at_once_leave_pytorch_as_it_was():
+    models = [model_of(FORWARDS["a partial"][0]) for _ in range(16)]
+    x = torch.randn(2, 3).double()
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda model: xa.attribute(model, x, 0).attribution, models))
+    for model, attribution in zip(models, found, strict=True):
+        torch.testing.assert_close(attribution, xa.attribute(model, x, 0, engine="autograd").attribution)
+    nn.Linear(2, 2)(torch.randn(1, 2))
 
 
 def test_the_programs_of_a_model_are_bounded():

@@ -6,6 +6,7 @@ Whatever a forward does beside calling functions of tensors would count once, at
 import operator
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -18,6 +19,7 @@ from .errors import LayerError, UnsupportedLayerError
 from .layer import unsupported
 from .rules.registry import rule_of
 
+_one_at_a_time = threading.RLock()  # fx patches nn.Module while it traces; two traces would undo each other's patch
 _INSIDE_FX = fx.__path__[0]
 _FUNCTION = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 CONSTANT = "constant_"  # what the placeholder of a constant tensor is called, before its index
@@ -113,7 +115,7 @@ class Tracer(fx.Tracer):
         profile = sys.getprofile()
         sys.setprofile(self.watch)
         try:
-            with dice_refused():
+            with _one_at_a_time, dice_refused():
                 graph = self.trace(model)
         finally:
             sys.setprofile(profile)
