@@ -12,9 +12,9 @@ from rule_maps import CL, assert_foreseen, assert_keeps_dtypes, maps, randn, ser
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import xattr_cuda as xa
 from xattr_cuda.sweep.errors import NotHomogeneousError, UnsupportedLayerError
 from xattr_cuda.sweep.rules import refusals
-from xattr_cuda.sweep.rules.activation import ActivationRule
 from xattr_cuda.sweep.rules.registry import Constant, Size, Value, function_rule_of, reason_not_homogeneous
 
 SHAPES = [(3, 40), (5,), (2, 3, 4, 5), (2, 3, 7)]
@@ -95,8 +95,30 @@ def test_what_is_kept_takes_two_bits_an_element_at_most() -> None:
         assert sum(t.numel() * t.element_size() for t in residual) <= 4 * 640 * 2 / 8
 
 
-def test_hardtanh_without_a_ceiling_is_relu() -> None:
-    assert isinstance(of_call(F.hardtanh, Traced(randn(3)), 0, math.inf).layer, ActivationRule)
+@pytest.mark.parametrize(
+    "function", [lambda x: F.hardtanh(x, 0, math.inf), lambda x: x.clamp(min=0), lambda x: x.clamp(max=0)]
+)
+def test_derivatives_at_bounds_and_infinity_are_those_of_the_pytorch_at_hand(function: Any) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x)
+
+    x = torch.tensor([[0.0, -0.0, 1, -1, math.inf, -math.inf, math.nan]])
+    u = torch.full_like(x, 2.0)
+    got, want = (xa.attribute(Model(), x, cotangent=u, engine=engine) for engine in ("sweep", "autograd"))
+    torch.testing.assert_close(got, want, equal_nan=True)
+
+
+@pytest.mark.parametrize("function", [torch.maximum, torch.minimum])
+def test_the_larger_and_the_smaller_share_as_in_pytorch_beside_nan(function: Any) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return function(x, y)
+
+    x, y = torch.tensor([[1.0, math.nan, 2, 3, math.nan]]), torch.tensor([[math.nan, 2.0, 2, 1, math.nan]])
+    u = torch.full_like(x, 3.0)
+    got, want = (xa.attribute(Model(), (x, y), cotangent=u, engine=engine) for engine in ("sweep", "autograd"))
+    torch.testing.assert_close(got, want, equal_nan=True)
 
 
 @pytest.mark.parametrize(

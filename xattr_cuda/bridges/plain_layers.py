@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..sweep.layer import Frame, Layer, unsupported
 from ..sweep.rules.activation import ActivationRule
 from ..sweep.rules.conv import ConvRule
-from ..sweep.rules.elementwise import AbsRule, ClampRule, ExtremeRule
+from ..sweep.rules.elementwise import AbsRule, ClampRule, ExtremeRule, HardtanhRule
 from ..sweep.rules.linear import LinearRule
 from ..sweep.rules.margins import sides, unpad
 from ..sweep.rules.pooling import (
@@ -57,16 +57,16 @@ def _abs(layer: Any, params: Params, h: Tensor) -> tuple[Tensor, Transpose]:
 
 
 def _clamp(layer: Any, params: Params, h: Tensor) -> tuple[Tensor, Transpose]:
-    kept = h >= 0 if layer.below else h <= 0
+    kept = layer.inside(h)
     return torch.where(kept, h, 0), lambda g: torch.where(kept, g, 0)
 
 
 def _extreme(layer: Any, params: Params, a: Tensor, b: Tensor) -> tuple[Tensor, Transpose]:
-    wins, loses = (a > b, a < b) if layer.largest else (a < b, a > b)
+    beats, beaten = (a > b, a < b) if layer.largest else (a < b, a > b)
 
     def transpose(g: Tensor) -> tuple[Tensor, ...]:
-        share = torch.where(a == b, g / 2, 0)
-        to_a, to_b = torch.where(wins, g, share), torch.where(loses, g, share)
+        share = torch.where(a == b, g / 2, g)  # beside a NaN, the whole
+        to_a, to_b = torch.where(beaten, 0, share), torch.where(beats, 0, share)
         return to_a.sum_to_size(a.shape), to_b.sum_to_size(b.shape)
 
     return torch.maximum(a, b) if layer.largest else torch.minimum(a, b), transpose
@@ -200,6 +200,7 @@ _PLAIN: dict[type[Layer], Callable[..., tuple[Tensor, Transpose]]] = {
     ActivationRule: _activation,
     AbsRule: _abs,
     ClampRule: _clamp,
+    HardtanhRule: _clamp,
     ExtremeRule: _extreme,
     LinearRule: _linear,
     ConvRule: _convolution,

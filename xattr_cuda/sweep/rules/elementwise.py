@@ -7,6 +7,7 @@ keeps an element that lies on its bound.
 import math
 import operator
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from torch.nn import functional as F
 
 from ... import ops
 from ..layer import Frame, Layer, Residual, not_homogeneous, unsupported
-from .activation import ActivationRule
 from .join import check_dtypes
 from .maps import of_one, register
 from .registry import Call, Constant, Value
@@ -86,8 +86,20 @@ class ExtremeRule(Layer):
         return tuple(t.sum_to_size(shape) for t, shape in zip(self.shares(frame, g, g), frame.shapes, strict=True))
 
 
+@cache
+def _keeps_bound() -> bool:
+    """Whether this release's clamp has the derivative 1 at its bound: until 2.13; later ones have 0."""
+    with torch.inference_mode(False), torch.enable_grad():
+        bound = torch.zeros(1, requires_grad=True)
+        (gradient,) = torch.autograd.grad(bound.clamp(min=0).sum(), bound)
+    return bool(gradient == 1)
+
+
 class ClampRule(Layer):
-    """clamp at zero, from below or from above. Unlike ReLU it keeps zeros. The residual is the packed mask."""
+    """clamp at zero, from below or from above. The residual is the packed mask.
+
+    The derivative at zero is that of the PyTorch at hand.
+    """
 
     apart = True
     recomputes = True
@@ -97,14 +109,29 @@ class ClampRule(Layer):
 
     def forward(self, params: Sequence[Tensor], *inputs: Tensor) -> tuple[Tensor, Residual]:
         (h,) = inputs
-        out = h.clamp(min=0) if self.below else h.clamp(max=0)
-        return out, (pack(h >= 0 if self.below else h <= 0, h.dtype),)
+        return h.clamp(min=0) if self.below else h.clamp(max=0), (pack(self.inside(h), h.dtype),)
+
+    def inside(self, h: Tensor) -> Tensor:
+        """Where the derivative is one."""
+        if _keeps_bound():
+            return h >= 0 if self.below else h <= 0
+        return h > 0 if self.below else h < 0
 
     def tangent(self, frame: Frame, *tangents: Tensor) -> Tensor:
         return keep(tangents[0], frame.residual[0])
 
     def cotangent(self, frame: Frame, g: Tensor) -> Tensor:
         return keep(g, frame.residual[0])
+
+
+class HardtanhRule(ClampRule):
+    """hardtanh from zero to infinity: ReLU, but for its derivative at infinity, which is zero."""
+
+    def __init__(self) -> None:
+        super().__init__(below=True)
+
+    def inside(self, h: Tensor) -> Tensor:
+        return (h > 0) & (h < math.inf)
 
 
 def _extreme(input: Any, other: Any, *, largest: bool) -> Call:  # noqa: A002
@@ -156,7 +183,7 @@ def _clamp_max(input: Any, max: Any) -> Call:  # noqa: A002
 
 def _hardtanh(input: Any, min_val: Any = -1.0, max_val: Any = 1.0, inplace: bool = False) -> Call:  # noqa: A002
     if isinstance(min_val, (int, float)) and min_val == 0 and max_val == math.inf:
-        return Call(ActivationRule(), (input,))
+        return Call(HardtanhRule(), (input,))
     return _clamp(input, min_val, max_val)
 
 
