@@ -50,15 +50,15 @@ def _sweeps(engine: str, hooked: bool) -> bool:
 def _start(
     model: nn.Module, xs: Sequence[Tensor], constants: Sequence[Any], rows: Rows | None, dtype: torch.dtype | None
 ) -> AnyRun:
-    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-        raise RuntimeError(
-            "xattr_cuda: a step has no forward-mode derivative (torch.func.jvp, jacfwd, forward_ad.dual_level); "
-            'use engine="autograd", or reverse mode'
-        )
     if torch.compiler.is_compiling():
         from .compiled import CompiledRun  # here, since it takes Dynamo, which takes seconds to import
 
         run: Run | CompiledRun = CompiledRun.start(model, xs, constants)
+    elif forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "xattr_cuda: a step has no forward-mode derivative (torch.func.jvp, jacfwd, forward_ad.dual_level); "
+            'use engine="autograd", or reverse mode'
+        )
     else:
         run = Run.start(model, xs, constants)
     return with_options(run, rows, checked_dtype(dtype), [x.dtype for x in xs])

@@ -189,7 +189,7 @@ def _frozen(value: Any, depth: int = 4) -> Any:
 
 
 def _reads_of(kind: type[nn.Module]) -> Reads | None:
-    """What the forward of a module type reads, if a trace goes through it."""
+    """Find what the forward of a module type reads; None if no trace goes through it."""
     if kind not in _fixed:
         _fixed[kind] = kind.__module__.startswith("torch.nn.")
     if _fixed[kind] or rule_of(kind) is not None:

@@ -130,21 +130,28 @@ class Tracer(fx.Tracer):
         return super().call_module(m, m.forward, args, kwargs)  # hooks are no part of the network, and want tensors
 
 
-def _dice() -> tuple[Any, ...]:
+def _dice() -> list[tuple[Callable[[Any], Any], Any]]:
+    """The generators of Python, PyTorch and, where it is loaded, NumPy: how to set each, and its state."""
     numpy = sys.modules.get("numpy")
-    of_numpy = [] if numpy is None else [a.tolist() if hasattr(a, "tolist") else a for a in numpy.random.get_state()]
-    return random.getstate(), of_numpy, torch.get_rng_state().tolist()
+    of_numpy = [] if numpy is None else [(numpy.random.set_state, numpy.random.get_state())]
+    return [(random.setstate, random.getstate()), (torch.set_rng_state, torch.get_rng_state()), *of_numpy]
+
+
+def _numbers(state: Any) -> Any:
+    """The state of a generator as numbers that can be compared."""
+    if isinstance(state, tuple):
+        return [_numbers(part) for part in state]
+    return state.tolist() if hasattr(state, "tolist") else state
 
 
 @contextmanager
 def dice_refused() -> Iterator[None]:
     """Refuse a forward that draws random numbers by other means than dropout: they would be drawn once for ever."""
     before = _dice()
-    state = random.getstate(), torch.get_rng_state()
     yield
-    if before != _dice():
-        random.setstate(state[0])
-        torch.set_rng_state(state[1])
+    if any(_numbers(a) != _numbers(b) for (_, a), (_, b) in zip(before, _dice(), strict=False)):
+        for restore, state in before:
+            restore(state)
         raise unsupported(
             "its forward draws random numbers, which would be drawn once for all steps", f"Use Dropout. {_AUTOGRAD}"
         )
